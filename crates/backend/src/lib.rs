@@ -1,1 +1,30 @@
-//! backend
+//! The interface between forward passes, which are written once, and the devices that run them.
+//!
+//! A model's forward pass is a [`Program`]: a list of [`Op`]s over activation tensors,
+//! weights and KV caches, recorded once through a [`ProgramBuilder`] when a session is made
+//! and replayed at every step. A recorded program, rather than a call per op, is what lets
+//! the CPU backend run a whole step inside one fork of its threads, and a GPU backend record
+//! one command list per step.
+//!
+//! A [`Backend`] places weights ([`Backend::place`]) and compiles programs into
+//! [`Executor`]s, which own the activations and the KV cache and run [`Batch`]es of tokens
+//! from any number of sequences.
+
+mod batch;
+mod bytes;
+mod error;
+mod executor;
+mod program;
+mod sampling;
+mod weight;
+
+pub use batch::{Batch, StepToken};
+pub use bytes::HostBytes;
+pub use error::BackendError;
+pub use executor::{Backend, Ceilings, Executor, ExecutorOptions, KvFormat};
+pub use program::{
+    Activation, AttentionSpec, CacheId, CacheInfo, LinearPart, Norm, Op, Program, ProgramBuilder,
+    Rope, RopeStyle, Rows, Tensor, TensorInfo,
+};
+pub use sampling::SamplingSettings;
+pub use weight::{Weight, WeightSource, WeightStorage};

@@ -1,0 +1,117 @@
+//! The traits that a device implements.
+
+use std::sync::Arc;
+
+use marlin_placement::Ledger;
+
+use crate::{BackendError, Batch, Program, SamplingSettings, Weight, WeightSource};
+
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvFormat {
+    /// 32-bit floats: for comparing with references.
+    F32,
+    /// Half precision.
+    #[default]
+    F16,
+    /// 8-bit integers with one f32 scale per head and position.
+    Q8,
+}
+
+/// What a session needs room for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecutorOptions {
+    /// Most tokens of one step, all sequences together.
+    pub max_tokens: usize,
+    /// Most tokens of one step after which logits are wanted.
+    pub max_outputs: usize,
+    /// Slots in the KV cache.
+    pub max_sequences: usize,
+    /// Positions per slot.
+    pub context: usize,
+    /// How keys and values are kept.
+    pub kv: KvFormat,
+}
+
+/// What the device can do at most, measured: the denominators of every percentage we print.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ceilings {
+    /// Bytes per second that can be read from memory.
+    pub read_bytes_per_s: f64,
+    /// Multiply-adds per second of the unit that quantised matrix products use.
+    pub multiply_adds_per_s: f64,
+}
+
+/// A device that holds weights and runs programs.
+pub trait Backend: Send + Sync {
+    /// A short name: `cpu`, `cuda`, …
+    fn name(&self) -> &'static str;
+
+    /// One line for people: the processor and the instruction set in use.
+    fn description(&self) -> String;
+
+    /// The book in which this backend counts.
+    fn ledger(&self) -> &Arc<Ledger>;
+
+    /// Puts a weight where the policy says: adopts the bytes where the device can read them
+    /// as they are, otherwise copies or repacks them once and counts that.
+    ///
+    /// # Errors
+    /// If the bytes do not fit the shape, the format is not supported, or memory is short.
+    fn place(&self, source: &WeightSource) -> Result<Weight, BackendError>;
+
+    /// Makes everything that running `program` needs: activations, KV cache, sampler state.
+    ///
+    /// # Errors
+    /// If an op is not supported, a weight is another backend's, or memory is short.
+    fn compile(
+        &self,
+        program: Program,
+        options: &ExecutorOptions,
+    ) -> Result<Box<dyn Executor>, BackendError>;
+
+    /// Measures the device's ceilings; takes about a second.
+    fn measure_ceilings(&self) -> Ceilings;
+}
+
+/// A compiled program with its activations, KV cache and sampler state.
+pub trait Executor: Send {
+    /// Starts slot `sequence` anew: its history of tokens (for penalties) and its count of
+    /// random draws are cleared, and `settings` hold from here on. What the KV cache holds
+    /// stays readable up to the positions that later steps overwrite.
+    ///
+    /// # Errors
+    /// If there is no such slot.
+    fn begin_sequence(
+        &mut self,
+        sequence: u32,
+        settings: &SamplingSettings,
+    ) -> Result<(), BackendError>;
+
+    /// Runs one step. Afterwards [`sampled`](Self::sampled) has one token per output token
+    /// of the batch, in batch order.
+    ///
+    /// # Errors
+    /// If the batch does not fit what the executor was made for.
+    fn step(&mut self, batch: &Batch<'_>) -> Result<(), BackendError>;
+
+    /// The next token after each output token of the last step.
+    fn sampled(&self) -> &[u32];
+
+    /// The logits after output token `output` of the last step, before any sampling
+    /// setting was applied. `None` if the batch did not ask for logits.
+    fn logits(&self, output: usize) -> Option<&[f32]>;
+
+    /// Bytes of weights that a step with one token reads.
+    fn weight_bytes_per_token(&self) -> u64;
+
+    /// Bytes of keys and values that a token at `position` reads.
+    fn kv_bytes_per_token(&self, position: usize) -> u64;
+
+    /// Multiply-adds of the matrix products for one token, without the output head and
+    /// attention.
+    fn multiply_adds_per_token(&self) -> u64;
+
+    /// Bytes that this executor holds: activations, KV cache, sampler state.
+    fn held_bytes(&self) -> u64;
+}
