@@ -19,8 +19,8 @@
 //! | GGUF K-quants | `q2_k` … `q6_k` | 2 … 6 | 4 to 8 bits per 16 or 32, f16 per 256 | as the scale | [`ggml`] |
 //! | GGUF MXFP4 | `mxfp4_ggml` | 4 | E8M0 per 32 | – | [`ggml`] |
 //!
-//! [`pack`] packs
-//! codes into bits.
+//! [`layouts`] moves codes from and to the files of other projects (GPTQ, AWQ, compressed-tensors, gpt-oss), [`pack`] packs codes
+//! into bits, and [`hadamard`] has the rotations that some quantisers apply first.
 //!
 //! # What encoding does with difficult values
 //!
@@ -41,13 +41,17 @@ pub mod fp4;
 pub mod fp8;
 pub mod ggml;
 pub mod group;
+pub mod hadamard;
+pub mod layouts;
 mod matrix;
 mod name;
 pub mod pack;
 mod strided;
+pub mod tile;
 
 pub use affine::{Affine, AffineRow, ScaleStorage, Values};
 pub use error::{FormatError, Part};
 pub use format::{Code, Format, GgmlType, Group, GroupFormat, ScaleType, Sizes};
+pub use hadamard::Hadamard;
 pub use matrix::{Matrix, OwnedMatrix, encode, encode_strided};
 pub use strided::StridedView;

@@ -304,7 +304,7 @@ impl TileLayout {
                 let mut plane = 0;
                 let mut rest = code;
                 for width in planes(self.bits) {
-                    let per = 8 / width as usize;
+                    let per = 8 / *width as usize;
                     let low = rest & (((1u16 << width) - 1) as u8);
                     rest = rest.checked_shr(*width).unwrap_or(0);
                     block[(plane + q / per) * VECTOR + at] |= low << (width * (q % per) as u32);

@@ -1,0 +1,8 @@
+//! The kernels, each written once over [`Simd`](crate::simd::Simd).
+
+pub(crate) mod attention;
+pub(crate) mod ceiling;
+pub(crate) mod elementwise;
+pub(crate) mod float;
+pub(crate) mod quantise;
+pub(crate) mod tile;

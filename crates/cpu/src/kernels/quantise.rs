@@ -1,0 +1,98 @@
+//! Activations as 8-bit integers, for products with quantised weights.
+//!
+//! A row is cut into blocks of 32 values; each has a scale `d = max|x| / 127` and codes
+//! `round(x / d)`, as in ggml's Q8_0. With the codes go their sums, which turn a product
+//! with unsigned codes into one with offset or minimum:
+//! `Σ (s·(c - o) + m)·d·x = s·d·(Σ c·x - o·Σ x) + m·d·Σ x`.
+
+use crate::simd::{LANES, Simd};
+
+/// Columns of a block of activations.
+pub(crate) const BLOCK: usize = 32;
+
+/// A way in which the sums are wanted: `-offset · Σ x` for every 32 or 16 columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bias {
+    /// The weights' offset.
+    pub(crate) offset: i32,
+    /// One sum per 16 columns instead of per 32.
+    pub(crate) halves: bool,
+}
+
+/// Where one row's quantised activations go. All pointers are to the row's own part.
+#[derive(Clone, Copy)]
+pub(crate) struct RowOut {
+    /// `[padded columns]` codes.
+    pub(crate) codes: *mut i8,
+    /// `[blocks]` scales.
+    pub(crate) scales: *mut f32,
+    /// `[2 · blocks]` sums `d · Σ x` of 16 columns each.
+    pub(crate) half_sums: *mut f32,
+    /// `[blocks]` sums `d · Σ x` of 32 columns each.
+    pub(crate) sums: *mut f32,
+    /// For each bias `[2 · blocks]` integers (of which blocks are used without halves).
+    pub(crate) biases: *mut i32,
+}
+
+/// Quantises `x`, `cols` long, padding with zeros to a multiple of 32.
+///
+/// A row with NaN or infinity in it gives NaN scales in the blocks concerned, so that the
+/// product is NaN too rather than silently wrong.
+///
+/// # Safety
+/// The instruction set of `S` must be there; `x` must be readable for `cols` floats and
+/// `out` writable as its fields say.
+#[inline(always)]
+pub(crate) unsafe fn quantise_row<S: Simd>(
+    x: *const f32,
+    cols: usize,
+    biases: &[Bias],
+    out: &RowOut,
+) {
+    let blocks = cols.div_ceil(BLOCK);
+    let mut tail = [0.0f32; BLOCK];
+    for b in 0..blocks {
+        // SAFETY: block b starts inside the row; a block that ends past it is read from `tail`.
+        unsafe {
+            let start = b * BLOCK;
+            let mut source = x.add(start);
+            if start + BLOCK > cols {
+                std::ptr::copy_nonoverlapping(source, tail.as_mut_ptr(), cols - start);
+                source = tail.as_ptr();
+            }
+            let (low, high) = (S::load(source), S::load(source.add(LANES)));
+            let largest = S::max_lane(S::max(S::abs(low), S::abs(high)));
+            let scale = largest / 127.0;
+            // A block whose largest value is zero or nearly so: 1/scale would overflow.
+            let inverse = if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
+            let codes = out.codes.add(start);
+            S::store_i8(codes, S::mul(low, S::splat(inverse)));
+            S::store_i8(codes.add(LANES), S::mul(high, S::splat(inverse)));
+            // max() drops NaN, the sum does not.
+            let poison = (S::sum(low) + S::sum(high)) * 0.0;
+            let scale = scale + poison;
+            *out.scales.add(b) = scale;
+            let sums = [sum_i8(codes), sum_i8(codes.add(LANES))];
+            *out.half_sums.add(2 * b) = scale * sums[0] as f32;
+            *out.half_sums.add(2 * b + 1) = scale * sums[1] as f32;
+            *out.sums.add(b) = scale * (sums[0] + sums[1]) as f32;
+            for (i, bias) in biases.iter().enumerate() {
+                let to = out.biases.add(i * 2 * blocks);
+                if bias.halves {
+                    *to.add(2 * b) = -bias.offset * sums[0];
+                    *to.add(2 * b + 1) = -bias.offset * sums[1];
+                } else {
+                    *to.add(b) = -bias.offset * (sums[0] + sums[1]);
+                }
+            }
+        }
+    }
+}
+
+/// The sum of 16 signed bytes.
+#[inline(always)]
+unsafe fn sum_i8(codes: *const i8) -> i32 {
+    // SAFETY: the caller vouches for 16 bytes.
+    let codes: [i8; LANES] = unsafe { codes.cast::<[i8; LANES]>().read_unaligned() };
+    codes.iter().map(|&c| i32::from(c)).sum()
+}

@@ -1,0 +1,450 @@
+//! Products of quantised weights in tiles (`formats::tile`) with quantised activations.
+//!
+//! One call computes one tile, 16 rows, for some tokens. The codes of a block of 32 columns
+//! are unpacked once into eight registers and multiplied with every token of the register
+//! tile; each instruction multiplies four columns of sixteen rows by the same four
+//! activations, so sums stay one per lane and nothing is added across lanes. Scales are
+//! converted to f32 once per tile and call, into `scratch`, so that the inner loop is the
+//! same for every scale format.
+
+use marlin_formats::tile::{TILE_K, TILE_ROWS, TileLayout, TileMin, TileScale};
+
+use crate::simd::{LANES, Simd};
+
+/// A code width, with or without a table of values.
+pub(crate) trait Codes {
+    /// Bits of a stored code.
+    const BITS: u32;
+    /// Bits of the numbers that are multiplied.
+    const DOT_BITS: u32;
+    /// Whether codes are looked up in a table.
+    const TABLE: bool;
+}
+
+macro_rules! codes {
+    ($($name:ident: $bits:literal, $dot:literal, $table:literal;)*) => {$(
+        /// See [`Codes`].
+        pub(crate) struct $name;
+        impl Codes for $name {
+            const BITS: u32 = $bits;
+            const DOT_BITS: u32 = $dot;
+            const TABLE: bool = $table;
+        }
+    )*};
+}
+
+codes! {
+    Bits2: 2, 2, false;
+    Bits3: 3, 3, false;
+    Bits4: 4, 4, false;
+    Bits5: 5, 5, false;
+    Bits6: 6, 6, false;
+    Bits8: 8, 8, false;
+    // Twice E2M1's values plus 12: 0…24.
+    Table4: 4, 5, true;
+}
+
+/// Quantised activations of several tokens (see `quantise`), a row each.
+#[derive(Clone, Copy)]
+pub(crate) struct Activations {
+    /// `[tokens][padded columns]` codes.
+    pub(crate) codes: *const i8,
+    /// Bytes from one token's codes to the next's.
+    pub(crate) code_stride: usize,
+    /// `[tokens][blocks]` scales.
+    pub(crate) scales: *const f32,
+    /// `[tokens][blocks]`, or `[tokens][2 · blocks]` for groups of 16: scale × sum of codes.
+    pub(crate) sums: *const f32,
+    /// As `sums`: minus the weights' offset times the sum of codes. Null if the offset is 0.
+    pub(crate) biases: *const i32,
+    /// Elements from one token's scales to the next's.
+    pub(crate) scale_stride: usize,
+    /// Elements from one token's sums to the next's.
+    pub(crate) sum_stride: usize,
+    /// Elements from one token's biases to the next's.
+    pub(crate) bias_stride: usize,
+}
+
+/// One call of a tile kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct TileCall<'a> {
+    /// How the tile lies.
+    pub(crate) layout: &'a TileLayout,
+    /// The tile.
+    pub(crate) tile: *const u8,
+    /// What it is multiplied with; `tokens` rows.
+    pub(crate) x: Activations,
+    /// Rows of `x`.
+    pub(crate) tokens: usize,
+    /// Room for `2 · groups · 16` floats: scales and minimums.
+    pub(crate) scratch: *mut f32,
+    /// `[tokens][16]`: the products.
+    pub(crate) out: *mut f32,
+}
+
+/// Bytes ahead of the codes in use that are prefetched: about what arrives from memory
+/// during its latency (100 ns at 16 GB/s a core).
+const PREFETCH: usize = 2048;
+
+/// Multiplies one tile with all tokens of the call.
+///
+/// # Safety
+/// The instruction set of `S` must be there; all pointers must be valid for what their
+/// fields say.
+#[inline(always)]
+pub(crate) unsafe fn tile<S: Simd, C: Codes, const HALVES: bool>(call: &TileCall<'_>) {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        expand_header::<S>(call.layout, call.tile, call.scratch);
+        let mut t = 0;
+        while t < call.tokens {
+            let rest = call.tokens - t;
+            t += if rest >= 16 && S::TILE_TOKENS >= 16 {
+                tokens::<S, C, HALVES, 16>(call, t)
+            } else if rest >= 8 && S::TILE_TOKENS >= 8 {
+                tokens::<S, C, HALVES, 8>(call, t)
+            } else if rest >= 4 {
+                tokens::<S, C, HALVES, 4>(call, t)
+            } else if rest >= 2 {
+                tokens::<S, C, HALVES, 2>(call, t)
+            } else {
+                tokens::<S, C, HALVES, 1>(call, t)
+            };
+        }
+    }
+}
+
+/// Writes the tile's scales, then its minimums, as `[groups][16]` f32 to `scratch`.
+#[inline(always)]
+unsafe fn expand_header<S: Simd>(layout: &TileLayout, header: *const u8, scratch: *mut f32) {
+    let groups = layout.groups();
+    // SAFETY: the header has the size that the layout says, and the caller vouches for
+    // room for 2 · groups · 16 floats.
+    unsafe {
+        let mins = scratch.add(groups * LANES);
+        if layout.scale == TileScale::SuperBlock {
+            let per_super = 256 / layout.group;
+            let has_min = layout.min == TileMin::SuperBlock;
+            for s in 0..groups / per_super {
+                let block = header.add(s * layout.super_bytes());
+                let d = S::load_f16(block.cast());
+                let subs = block.add(TILE_ROWS * if has_min { 4 } else { 2 });
+                for g in 0..per_super {
+                    let sub = S::load_i8(subs.add(g * TILE_ROWS).cast());
+                    S::store(scratch.add((s * per_super + g) * LANES), S::mul(d, sub));
+                }
+                if has_min {
+                    let m = S::load_f16(block.add(2 * TILE_ROWS).cast());
+                    let m = S::sub(S::splat(0.0), m);
+                    for g in 0..per_super {
+                        let sub = S::load_u8(subs.add((per_super + g) * TILE_ROWS));
+                        S::store(mins.add((s * per_super + g) * LANES), S::mul(m, sub));
+                    }
+                }
+            }
+            return;
+        }
+        let step = layout.group_bytes();
+        let scale_bytes = match layout.scale {
+            TileScale::F16 => {
+                for g in 0..groups {
+                    S::store(scratch.add(g * LANES), S::load_f16(header.add(g * step).cast()));
+                }
+                2
+            }
+            TileScale::F32 => {
+                for g in 0..groups {
+                    S::store(scratch.add(g * LANES), S::load(header.add(g * step).cast()));
+                }
+                4
+            }
+            TileScale::E8M0 => {
+                for g in 0..groups {
+                    S::store(scratch.add(g * LANES), S::load_e8m0(header.add(g * step)));
+                }
+                1
+            }
+            TileScale::E4M3 | TileScale::SuperBlock => {
+                for g in 0..groups {
+                    let scale = S::load_e4m3_scaled(header.add(g * step));
+                    S::store(scratch.add(g * LANES), S::mul(scale, S::splat(256.0)));
+                }
+                1
+            }
+        };
+        let stored = header.add(scale_bytes * TILE_ROWS);
+        match layout.min {
+            TileMin::F16 => {
+                for g in 0..groups {
+                    S::store(mins.add(g * LANES), S::load_f16(stored.add(g * step).cast()));
+                }
+            }
+            TileMin::F32 => {
+                for g in 0..groups {
+                    S::store(mins.add(g * LANES), S::load(stored.add(g * step).cast()));
+                }
+            }
+            TileMin::None | TileMin::SuperBlock => {}
+        }
+    }
+}
+
+/// Unpacks the codes of one block into eight vectors of four columns each.
+#[inline(always)]
+unsafe fn unpack<S: Simd, C: Codes>(p: *const u8, table: S::B) -> [S::B; 8] {
+    // SAFETY: the caller vouches for the block's BITS · 64 bytes.
+    unsafe {
+        let vector = |i: usize| S::load_bytes(p.add(64 * i));
+        let low4 = |start: usize| {
+            let mask = S::splat_byte(15);
+            let v = [vector(start), vector(start + 1), vector(start + 2), vector(start + 3)];
+            let high = |v| S::and(S::shift_right::<4>(v), mask);
+            [
+                S::and(v[0], mask),
+                high(v[0]),
+                S::and(v[1], mask),
+                high(v[1]),
+                S::and(v[2], mask),
+                high(v[2]),
+                S::and(v[3], mask),
+                high(v[3]),
+            ]
+        };
+        let low2 = |start: usize| {
+            let mask = S::splat_byte(3);
+            let (a, b) = (vector(start), vector(start + 1));
+            [
+                S::and(a, mask),
+                S::and(S::shift_right::<2>(a), mask),
+                S::and(S::shift_right::<4>(a), mask),
+                S::and(S::shift_right::<6>(a), mask),
+                S::and(b, mask),
+                S::and(S::shift_right::<2>(b), mask),
+                S::and(S::shift_right::<4>(b), mask),
+                S::and(S::shift_right::<6>(b), mask),
+            ]
+        };
+        // Bit q of each byte, moved to bit 4 or 2.
+        let high1_at4 = |v: S::B| {
+            let mask = S::splat_byte(16);
+            [
+                S::and(S::shift_left::<4>(v), mask),
+                S::and(S::shift_left::<3>(v), mask),
+                S::and(S::shift_left::<2>(v), mask),
+                S::and(S::shift_left::<1>(v), mask),
+                S::and(v, mask),
+                S::and(S::shift_right::<1>(v), mask),
+                S::and(S::shift_right::<2>(v), mask),
+                S::and(S::shift_right::<3>(v), mask),
+            ]
+        };
+        let high1_at2 = |v: S::B| {
+            let mask = S::splat_byte(4);
+            [
+                S::and(S::shift_left::<2>(v), mask),
+                S::and(S::shift_left::<1>(v), mask),
+                S::and(v, mask),
+                S::and(S::shift_right::<1>(v), mask),
+                S::and(S::shift_right::<2>(v), mask),
+                S::and(S::shift_right::<3>(v), mask),
+                S::and(S::shift_right::<4>(v), mask),
+                S::and(S::shift_right::<5>(v), mask),
+            ]
+        };
+        // Two bits of each byte, moved to bits 4 and 5.
+        let high2_at4 = |a: S::B, b: S::B| {
+            let mask = S::splat_byte(48);
+            let four = |v: S::B| {
+                [
+                    S::and(S::shift_left::<4>(v), mask),
+                    S::and(S::shift_left::<2>(v), mask),
+                    S::and(v, mask),
+                    S::and(S::shift_right::<2>(v), mask),
+                ]
+            };
+            let (a, b) = (four(a), four(b));
+            [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
+        };
+        let or = |a: [S::B; 8], b: [S::B; 8]| -> [S::B; 8] {
+            [
+                S::or(a[0], b[0]),
+                S::or(a[1], b[1]),
+                S::or(a[2], b[2]),
+                S::or(a[3], b[3]),
+                S::or(a[4], b[4]),
+                S::or(a[5], b[5]),
+                S::or(a[6], b[6]),
+                S::or(a[7], b[7]),
+            ]
+        };
+        match C::BITS {
+            2 => low2(0),
+            3 => or(low2(0), high1_at2(vector(2))),
+            4 if C::TABLE => {
+                let c = low4(0);
+                [
+                    S::lookup(table, c[0]),
+                    S::lookup(table, c[1]),
+                    S::lookup(table, c[2]),
+                    S::lookup(table, c[3]),
+                    S::lookup(table, c[4]),
+                    S::lookup(table, c[5]),
+                    S::lookup(table, c[6]),
+                    S::lookup(table, c[7]),
+                ]
+            }
+            4 => low4(0),
+            5 => or(low4(0), high1_at4(vector(4))),
+            6 => or(low4(0), high2_at4(vector(4), vector(5))),
+            _ => [
+                vector(0),
+                vector(1),
+                vector(2),
+                vector(3),
+                vector(4),
+                vector(5),
+                vector(6),
+                vector(7),
+            ],
+        }
+    }
+}
+
+/// Multiplies the tile with tokens `t .. t + T`; returns T.
+#[inline(always)]
+unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const T: usize>(
+    call: &TileCall<'_>,
+    t: usize,
+) -> usize {
+    let layout = call.layout;
+    let groups = layout.groups();
+    let x = &call.x;
+    let has_min = layout.min != TileMin::None;
+    // Signed 8-bit products have no offset to undo.
+    let has_bias = !(C::DOT_BITS == 8 && S::SIGNED_8BIT) && !x.biases.is_null();
+    // SAFETY: the caller vouches for the tile, the activations of `tokens` rows, the
+    // expanded header and the room for the products.
+    unsafe {
+        let table = match layout.table {
+            Some(table) if C::TABLE => {
+                let least = table_offset(table);
+                let shifted: [u8; 16] = std::array::from_fn(|i| (i32::from(table[i]) + least) as u8);
+                S::load_table(shifted.as_ptr())
+            }
+            _ => S::splat_byte(0),
+        };
+        let codes = call.tile.add(layout.header_bytes());
+        let block_bytes = C::BITS as usize * 64;
+        let blocks = layout.blocks();
+        let per_group = if HALVES { 1 } else { layout.group / TILE_K };
+        let mut acc = [S::splat(0.0); T];
+        let (mut group, mut left) = (0, per_group);
+        for b in 0..blocks {
+            let p = codes.add(b * block_bytes);
+            if T <= 2 {
+                for line in 0..C::BITS as usize {
+                    prefetch(p.wrapping_add(PREFETCH + 64 * line));
+                }
+            }
+            let w = unpack::<S, C>(p, table);
+            let scales = call.scratch.add(group * LANES);
+            let mins = scales.add(groups * LANES);
+            if HALVES {
+                let (scale0, scale1) = (S::load(scales), S::load(scales.add(LANES)));
+                let (w0, w1) = ([w[0], w[1], w[2], w[3]], [w[4], w[5], w[6], w[7]]);
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let row = t + i;
+                    let quads = x.codes.add(row * x.code_stride + b * TILE_K);
+                    let (mut start0, mut start1) = (0, 0);
+                    if has_bias {
+                        let bias = x.biases.add(row * x.bias_stride + 2 * b);
+                        (start0, start1) = (*bias, *bias.add(1));
+                    }
+                    let dot0 = dot::<S, C, 4>(start0, &w0, quads);
+                    let dot1 = dot::<S, C, 4>(start1, &w1, quads.add(16));
+                    let mut sum = S::mul(S::int_to_float(dot0), scale0);
+                    sum = S::fma(S::int_to_float(dot1), scale1, sum);
+                    let d = S::splat(*x.scales.add(row * x.scale_stride + b));
+                    *acc = S::fma(sum, d, *acc);
+                    if has_min {
+                        let sums = x.sums.add(row * x.sum_stride + 2 * b);
+                        *acc = S::fma(S::load(mins), S::splat(*sums), *acc);
+                        let min1 = S::load(mins.add(LANES));
+                        *acc = S::fma(min1, S::splat(*sums.add(1)), *acc);
+                    }
+                }
+                group += 2;
+            } else {
+                let scale = S::load(scales);
+                let min = if has_min { S::load(mins) } else { scale };
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let row = t + i;
+                    let quads = x.codes.add(row * x.code_stride + b * TILE_K);
+                    let start =
+                        if has_bias { *x.biases.add(row * x.bias_stride + b) } else { 0 };
+                    let dot = dot::<S, C, 8>(start, &w, quads);
+                    let d = S::splat(*x.scales.add(row * x.scale_stride + b));
+                    *acc = S::fma(S::int_to_float(dot), S::mul(scale, d), *acc);
+                    if has_min {
+                        let sum = S::splat(*x.sums.add(row * x.sum_stride + b));
+                        *acc = S::fma(min, sum, *acc);
+                    }
+                }
+                left -= 1;
+                if left == 0 {
+                    group += 1;
+                    left = per_group;
+                }
+            }
+        }
+        let factor = S::splat(layout.factor);
+        for (i, acc) in acc.iter().enumerate() {
+            S::store(call.out.add((t + i) * LANES), S::mul(*acc, factor));
+        }
+    }
+    T
+}
+
+/// What is added to a table's values to make them unsigned.
+pub(crate) fn table_offset(table: &[i8; 16]) -> i32 {
+    -i32::from(table.iter().copied().min().unwrap_or(0))
+}
+
+#[inline(always)]
+unsafe fn dot<S: Simd, C: Codes, const N: usize>(
+    start: i32,
+    w: &[S::B; N],
+    x: *const i8,
+) -> S::I {
+    // SAFETY: forwarded from the caller. `DOT_BITS` cannot be a generic argument of a
+    // generic type's constant, hence the match; only one arm is compiled in.
+    unsafe {
+        let acc = S::int_splat(start);
+        match C::DOT_BITS {
+            2 => S::dot::<2, N>(acc, w, x),
+            3 => S::dot::<3, N>(acc, w, x),
+            4 => S::dot::<4, N>(acc, w, x),
+            5 => S::dot::<5, N>(acc, w, x),
+            6 => S::dot::<6, N>(acc, w, x),
+            _ => S::dot::<8, N>(acc, w, x),
+        }
+    }
+}
+
+/// Asks for the cache line at `p`, which may lie outside any allocation.
+#[inline(always)]
+fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, and SSE is part of x86-64.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a prefetch never faults.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(nostack, readonly, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = p;
+}
