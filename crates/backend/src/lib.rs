@@ -14,14 +14,16 @@ mod batch;
 mod bytes;
 mod error;
 mod executor;
+mod philox;
 mod program;
 mod sampling;
 mod weight;
 
 pub use batch::{Batch, StepToken};
-pub use bytes::HostBytes;
+pub use bytes::{HostBytes, HostOwner};
 pub use error::BackendError;
 pub use executor::{Backend, Ceilings, Executor, ExecutorOptions, KvFormat};
+pub use philox::{philox4x32, uniform};
 pub use program::{
     Activation, AttentionSpec, CacheId, CacheInfo, LinearPart, Norm, Op, Program, ProgramBuilder,
     Rope, RopeStyle, Rows, Tensor, TensorInfo,

@@ -8,9 +8,7 @@ use marlin_formats::tile::TileLayout;
 use crate::kernels::attention::{self, AttendCall, KvElement, KvF16, KvF32, KvHead, KvQ8};
 use crate::kernels::float::{self, Bf16, E4m3, F16, F32, FloatCall};
 use crate::kernels::quantise::{self, Bias, RowOut};
-use crate::kernels::tile::{
-    self, Bits2, Bits3, Bits4, Bits5, Bits6, Bits8, Table4, TileCall,
-};
+use crate::kernels::tile::{self, Bits2, Bits3, Bits4, Bits5, Bits6, Bits8, Table4, TileCall};
 use crate::kernels::{ceiling, elementwise};
 use crate::simd::Simd;
 

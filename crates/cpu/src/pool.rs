@@ -141,9 +141,8 @@ impl Pool {
         shared.running.store(self.workers.len(), Relaxed);
         // SAFETY: only the lifetime changes; `run` does not return before `running` is 0,
         // after which no worker touches the job.
-        let pointer: *const Job = unsafe {
-            std::mem::transmute::<*const (dyn Fn(Worker<'_>) + Sync), *const Job>(job)
-        };
+        let pointer: *const Job =
+            unsafe { std::mem::transmute::<*const (dyn Fn(Worker<'_>) + Sync), *const Job>(job) };
         *shared.job.lock().unwrap_or_else(PoisonError::into_inner) = Some(JobPointer(pointer));
         shared.epoch.fetch_add(1, SeqCst);
         if *shared.sleepers.lock().unwrap_or_else(PoisonError::into_inner) > 0 {

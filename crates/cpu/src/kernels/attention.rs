@@ -165,7 +165,10 @@ pub(crate) unsafe fn attend<S: Simd, E: KvElement>(call: &AttendCall<'_>) {
 
 /// Rows `first .. first + Q`; returns Q.
 #[inline(always)]
-unsafe fn rows<S: Simd, E: KvElement, const Q: usize>(call: &AttendCall<'_>, first: usize) -> usize {
+unsafe fn rows<S: Simd, E: KvElement, const Q: usize>(
+    call: &AttendCall<'_>,
+    first: usize,
+) -> usize {
     let head = &call.head;
     let dim = head.dim;
     let visible: [(usize, usize); Q] = std::array::from_fn(|i| {

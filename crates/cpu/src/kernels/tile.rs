@@ -328,7 +328,8 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const T: usize>(
         let table = match layout.table {
             Some(table) if C::TABLE => {
                 let least = table_offset(table);
-                let shifted: [u8; 16] = std::array::from_fn(|i| (i32::from(table[i]) + least) as u8);
+                let shifted: [u8; 16] =
+                    std::array::from_fn(|i| (i32::from(table[i]) + least) as u8);
                 S::load_table(shifted.as_ptr())
             }
             _ => S::splat_byte(0),
@@ -380,8 +381,7 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const T: usize>(
                 for (i, acc) in acc.iter_mut().enumerate() {
                     let row = t + i;
                     let quads = x.codes.add(row * x.code_stride + b * TILE_K);
-                    let start =
-                        if has_bias { *x.biases.add(row * x.bias_stride + b) } else { 0 };
+                    let start = if has_bias { *x.biases.add(row * x.bias_stride + b) } else { 0 };
                     let dot = dot::<S, C, 8>(start, &w, quads);
                     let d = S::splat(*x.scales.add(row * x.scale_stride + b));
                     *acc = S::fma(S::int_to_float(dot), S::mul(scale, d), *acc);
@@ -411,11 +411,7 @@ pub(crate) fn table_offset(table: &[i8; 16]) -> i32 {
 }
 
 #[inline(always)]
-unsafe fn dot<S: Simd, C: Codes, const N: usize>(
-    start: i32,
-    w: &[S::B; N],
-    x: *const i8,
-) -> S::I {
+unsafe fn dot<S: Simd, C: Codes, const N: usize>(start: i32, w: &[S::B; N], x: *const i8) -> S::I {
     // SAFETY: forwarded from the caller. `DOT_BITS` cannot be a generic argument of a
     // generic type's constant, hence the match; only one arm is compiled in.
     unsafe {

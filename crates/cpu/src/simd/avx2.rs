@@ -92,9 +92,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn round(x: Self::F) -> Self::F {
         unsafe {
-            each(x, |v| {
-                _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v)
-            })
+            each(x, |v| _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v))
         }
     }
     #[inline(always)]
@@ -230,10 +228,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn lookup(table: Self::B, indices: Self::B) -> Self::B {
         unsafe {
-            [
-                _mm256_shuffle_epi8(table[0], indices[0]),
-                _mm256_shuffle_epi8(table[1], indices[1]),
-            ]
+            [_mm256_shuffle_epi8(table[0], indices[0]), _mm256_shuffle_epi8(table[1], indices[1])]
         }
     }
 

@@ -152,21 +152,15 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self::F {
-        unsafe {
-            each(quarters(p), |p| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p))))
-        }
+        unsafe { each(quarters(p), |p| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p)))) }
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> Self::F {
         unsafe {
             let b = vld1q_s8(p);
             let (low, high) = (vmovl_s8(vget_low_s8(b)), vmovl_s8(vget_high_s8(b)));
-            let words = [
-                vget_low_s16(low),
-                vget_high_s16(low),
-                vget_low_s16(high),
-                vget_high_s16(high),
-            ];
+            let words =
+                [vget_low_s16(low), vget_high_s16(low), vget_low_s16(high), vget_high_s16(high)];
             each(words, |w| vcvtq_f32_s32(vmovl_s16(w)))
         }
     }

@@ -1,0 +1,171 @@
+//! The backend: its threads, its kernels and its book.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Instant;
+
+use marlin_backend::{
+    Backend, BackendError, Ceilings, Executor, ExecutorOptions, Program, Weight, WeightSource,
+};
+use marlin_placement::{AccessPattern, Direction, Ledger};
+
+use crate::executor::CpuExecutor;
+use crate::isa::{Isa, IsaError, Kernels, kernels};
+use crate::memory::Buffer;
+use crate::pool::Pool;
+use crate::weight::{PlaceTallies, place};
+
+/// What the backend shares with its executors.
+pub(crate) struct Inner {
+    pub(crate) pool: Pool,
+    pub(crate) kernels: &'static Kernels,
+    pub(crate) ledger: Arc<Ledger>,
+    tallies: PlaceTallies,
+}
+
+/// Runs programs on this machine's processor.
+pub struct CpuBackend {
+    inner: Arc<Inner>,
+}
+
+/// Why the backend could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    /// About the instruction set.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+    /// The system refused a thread.
+    #[error("cannot start {threads} worker threads")]
+    Threads {
+        /// How many were wanted.
+        threads: usize,
+        /// The system's word.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl CpuBackend {
+    /// A backend with so many threads (by default one per core that this process may use),
+    /// and the instruction set that [`Isa::from_environment`] chooses.
+    ///
+    /// # Errors
+    /// If `MARLIN_CPU` asks for something that is not there, or threads cannot be started.
+    pub fn new(threads: Option<NonZeroUsize>) -> Result<Self, CpuError> {
+        Self::with_isa(threads, Isa::from_environment()?)
+    }
+
+    /// The same with a given instruction set.
+    ///
+    /// # Errors
+    /// If the processor lacks it, or threads cannot be started.
+    pub fn with_isa(threads: Option<NonZeroUsize>, isa: Isa) -> Result<Self, CpuError> {
+        let kernels = kernels(isa)?;
+        let threads = threads
+            .or_else(|| std::thread::available_parallelism().ok())
+            .unwrap_or(NonZeroUsize::MIN);
+        let pool = Pool::new(threads)
+            .map_err(|source| CpuError::Threads { threads: threads.get(), source })?;
+        let ledger = Arc::new(Ledger::new());
+        let tallies = PlaceTallies {
+            repack: ledger.copies(Direction::HostToHost, "interleave rows for the register tile"),
+            expand: ledger.copies(Direction::HostToHost, "expand FP8 scales to f32"),
+        };
+        Ok(Self { inner: Arc::new(Inner { pool, kernels, ledger, tallies }) })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.inner.kernels.isa
+    }
+
+    /// Threads of a step.
+    pub fn threads(&self) -> usize {
+        self.inner.pool.threads()
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn description(&self) -> String {
+        let threads = self.threads();
+        format!("{}, {threads} thread{}", self.isa(), if threads == 1 { "" } else { "s" })
+    }
+
+    fn ledger(&self) -> &Arc<Ledger> {
+        &self.inner.ledger
+    }
+
+    fn place(&self, source: &WeightSource) -> Result<Weight, BackendError> {
+        let Inner { pool, ledger, tallies, .. } = &*self.inner;
+        Ok(Arc::new(place(source, pool, ledger, tallies)?))
+    }
+
+    fn compile(
+        &self,
+        program: Program,
+        options: &ExecutorOptions,
+    ) -> Result<Box<dyn Executor>, BackendError> {
+        Ok(Box::new(CpuExecutor::new(self.inner.clone(), &program, options.clone())?))
+    }
+
+    /// Reads a buffer much larger than the caches, and multiplies in registers, on all
+    /// threads at once; the best of several rounds each, since anything that disturbs a
+    /// round can only make it slower.
+    fn measure_ceilings(&self) -> Ceilings {
+        Ceilings {
+            read_bytes_per_s: self.measure_read(),
+            multiply_adds_per_s: self.measure_multiply(),
+        }
+    }
+}
+
+impl CpuBackend {
+    fn measure_read(&self) -> f64 {
+        const PER_THREAD: usize = 128 << 20;
+        let Inner { pool, kernels, .. } = &*self.inner;
+        let bytes = PER_THREAD * pool.threads();
+        // Not part of any run, so in a book of its own.
+        let Ok(buffer) = Buffer::new(&Ledger::new(), "ceiling", AccessPattern::DEVICE_ONLY, bytes)
+        else {
+            return f64::NAN;
+        };
+        // SAFETY: the buffer is ours; touching its pages makes them real memory.
+        unsafe { buffer.as_ptr::<u8>().write_bytes(1, bytes) };
+        let mut best = f64::INFINITY;
+        for _ in 0..8 {
+            let start = Instant::now();
+            pool.run(&|worker| {
+                // SAFETY: each thread reads its own part of the buffer.
+                let sum = unsafe {
+                    let part = buffer.as_ptr::<u8>().add(worker.index * PER_THREAD);
+                    (kernels.read)(part, PER_THREAD)
+                };
+                std::hint::black_box(sum);
+            });
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        bytes as f64 / best
+    }
+
+    fn measure_multiply(&self) -> f64 {
+        const ROUNDS: u64 = 40_000;
+        let Inner { pool, kernels, .. } = &*self.inner;
+        let mut best = f64::INFINITY;
+        let mut done = 0;
+        for _ in 0..8 {
+            let start = Instant::now();
+            pool.run(&|_| {
+                // SAFETY: the table is this processor's; there are no pointers.
+                std::hint::black_box(unsafe { (kernels.multiply)(ROUNDS) });
+            });
+            best = best.min(start.elapsed().as_secs_f64());
+            // What `multiply` documents: 8 chains of 16 × 32 per round.
+            done = pool.threads() as u64 * ROUNDS * 8 * 16 * 32;
+        }
+        done as f64 / best
+    }
+}

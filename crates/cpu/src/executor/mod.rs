@@ -1,0 +1,372 @@
+//! Running programs: the stages of a step, shared among threads.
+
+mod activations;
+mod attention;
+mod linear;
+mod plan;
+mod step;
+mod work;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use marlin_backend::{
+    BackendError, Batch, Executor, ExecutorOptions, KvFormat, Program, Rows, SamplingSettings,
+    StepToken, Tensor,
+};
+use marlin_placement::{AccessPattern, Direction, Ledger, Phase, Tally};
+
+use crate::backend::Inner;
+use crate::executor::activations::Activations;
+use crate::executor::attention::{KvCache, PartialSums};
+use crate::executor::plan::Plan;
+use crate::executor::work::Cursors;
+use crate::kernels::quantise::BLOCK;
+use crate::memory::Buffer;
+use crate::sampler::{SamplerScratch, SequenceState};
+
+/// Up to so many rows a stage's input is normed and quantised by every thread for itself:
+/// cheaper than sharing the work and meeting at a barrier.
+const LOCAL_ROWS: usize = 2;
+/// Tokens of one work item of a matrix product: their activations stay in the second-level
+/// cache while the item's weights go by.
+const TOKEN_BLOCK: usize = 64;
+
+/// Consecutive tokens of one sequence.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    /// Index of the first in the batch.
+    start: usize,
+    len: usize,
+    sequence: usize,
+    /// Position of the first.
+    position: usize,
+}
+
+/// A compiled program with its memory.
+pub(crate) struct CpuExecutor {
+    inner: Arc<Inner>,
+    options: ExecutorOptions,
+    plan: Plan,
+    logits: Tensor,
+    softcap: Option<f32>,
+    cursors: Cursors,
+    activations: Activations,
+    kv: KvCache,
+    partials: PartialSums,
+    /// Input rows of the current stage, normed, as f32.
+    normed: Buffer,
+    /// Input rows of the current stage, quantised.
+    quantised: Quantised,
+    /// For each distinct rotary embedding `[tokens][pairs]` of cosine and sine.
+    rotations: Vec<Buffer>,
+    threads: Vec<Scratch>,
+    /// One lock per slot, never contended: an output row is sampled by one thread.
+    sequences: Vec<Mutex<SequenceState>>,
+    tokens: Vec<StepToken>,
+    runs: Vec<Run>,
+    /// Batch indices of the output tokens.
+    outputs: Vec<usize>,
+    sampled: Vec<u32>,
+    /// Whether the last step's logits may be read.
+    has_logits: bool,
+    step_input: Buffer,
+    result: Buffer,
+    logits_read: Tally,
+    tokens_read: Tally,
+    submissions: Tally,
+}
+
+// SAFETY: the raw memory in here belongs to the executor alone; `step` takes `&mut self`,
+// and its threads write disjoint parts between barriers.
+unsafe impl Sync for CpuExecutor {}
+
+/// Quantised activations with all their forms of sums (see `kernels::quantise`).
+struct Quantised {
+    codes: Buffer,
+    scales: Buffer,
+    half_sums: Buffer,
+    sums: Buffer,
+    biases: Buffer,
+}
+
+impl Quantised {
+    fn new(
+        ledger: &Ledger,
+        name: &str,
+        rows: usize,
+        cols: usize,
+        biases: usize,
+    ) -> Result<Self, BackendError> {
+        let blocks = cols.div_ceil(BLOCK);
+        let buffer = |part: &str, bytes| {
+            Buffer::new(ledger, format!("{name}.{part}"), AccessPattern::DEVICE_ONLY, bytes)
+        };
+        Ok(Self {
+            codes: buffer("codes", rows * blocks * BLOCK)?,
+            scales: buffer("scales", rows * blocks * 4)?,
+            half_sums: buffer("half_sums", rows * blocks * 8)?,
+            sums: buffer("sums", rows * blocks * 4)?,
+            biases: buffer("biases", rows * blocks * 8 * biases.max(1))?,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let parts = [&self.codes, &self.scales, &self.half_sums, &self.sums, &self.biases];
+        parts.iter().map(|b| b.len()).sum()
+    }
+}
+
+/// One thread's own memory.
+struct Scratch {
+    /// `LOCAL_ROWS` normed rows.
+    normed: Buffer,
+    quantised: Quantised,
+    /// A tile's scales and minimums.
+    header: Buffer,
+    /// Products of two tiles for a block of tokens.
+    products: Buffer,
+    /// Queries, a key, a value and running sums of one attention item.
+    attention: Buffer,
+    /// Only ever locked by the thread that it belongs to.
+    sampler: Mutex<SamplerScratch>,
+}
+
+impl Scratch {
+    fn new(ledger: &Ledger, plan: &Plan, vocabulary: usize) -> Result<Self, BackendError> {
+        let cols = plan.max_cols;
+        let buffer = |name: &str, floats: usize| {
+            Buffer::new(ledger, name, AccessPattern::DEVICE_ONLY, floats * 4)
+        };
+        Ok(Self {
+            normed: buffer("thread.normed", LOCAL_ROWS * cols)?,
+            quantised: Quantised::new(
+                ledger,
+                "thread.quantised",
+                LOCAL_ROWS,
+                cols,
+                plan.max_biases,
+            )?,
+            header: buffer("thread.header", plan.max_header)?,
+            products: buffer("thread.products", 2 * TOKEN_BLOCK * 16)?,
+            attention: buffer("thread.attention", attention::scratch_floats(plan))?,
+            sampler: Mutex::new(SamplerScratch::new(vocabulary)),
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        let parts = [&self.normed, &self.header, &self.products, &self.attention];
+        parts.iter().map(|b| b.len()).sum::<usize>() + self.quantised.bytes()
+    }
+}
+
+impl CpuExecutor {
+    pub(crate) fn new(
+        inner: Arc<Inner>,
+        program: &Program,
+        options: ExecutorOptions,
+    ) -> Result<Self, BackendError> {
+        for (what, found) in [
+            ("tokens per step", options.max_tokens),
+            ("outputs per step", options.max_outputs),
+            ("sequences", options.max_sequences),
+            ("positions", options.context),
+        ] {
+            if found == 0 {
+                return Err(BackendError::Shape {
+                    name: "session".into(),
+                    what,
+                    found,
+                    expected: 1,
+                });
+            }
+        }
+        let ledger = inner.ledger.clone();
+        let ledger = &*ledger;
+        let kv_index = match options.kv {
+            KvFormat::F32 => 0,
+            KvFormat::F16 => 1,
+            KvFormat::Q8 => 2,
+        };
+        let plan = Plan::new(program, inner.kernels, kv_index, ledger)?;
+        let vocabulary = program.tensors[program.logits.index()].width;
+        let threads = inner.pool.threads();
+        let (tokens, outputs) = (options.max_tokens, options.max_outputs);
+        let buffer =
+            |name: &str, bytes| Buffer::new(ledger, name, AccessPattern::DEVICE_ONLY, bytes);
+        Ok(Self {
+            cursors: Cursors::new(2 * plan.stages.len() + 2, threads),
+            activations: Activations::new(ledger, program, tokens, outputs)?,
+            kv: KvCache::new(ledger, &program.caches, &options)?,
+            partials: PartialSums::new(ledger, &plan, &options)?,
+            normed: buffer("linear.normed", tokens.max(outputs) * plan.max_cols * 4)?,
+            quantised: Quantised::new(
+                ledger,
+                "linear.quantised",
+                tokens.max(outputs),
+                plan.max_cols,
+                plan.max_biases,
+            )?,
+            rotations: plan
+                .ropes
+                .iter()
+                .map(|r| buffer("rotations", tokens * r.inverse_frequencies.len() * 8))
+                .collect::<Result<_, _>>()?,
+            threads: (0..threads)
+                .map(|_| Scratch::new(ledger, &plan, vocabulary))
+                .collect::<Result<_, _>>()?,
+            sequences: (0..options.max_sequences)
+                .map(|_| Mutex::new(SequenceState::new()))
+                .collect(),
+            tokens: Vec::with_capacity(tokens),
+            runs: Vec::with_capacity(tokens),
+            outputs: Vec::with_capacity(outputs),
+            sampled: Vec::with_capacity(outputs),
+            has_logits: false,
+            step_input: Buffer::new(
+                ledger,
+                "step.input",
+                AccessPattern::STEP_INPUT,
+                tokens * size_of::<StepToken>(),
+            )?,
+            result: Buffer::new(ledger, "step.sampled", AccessPattern::READ_BACK, outputs * 4)?,
+            logits_read: ledger.copies(Direction::DeviceToHost, "logits that the host asked for"),
+            tokens_read: ledger.copies(Direction::DeviceToHost, "sampled tokens"),
+            submissions: ledger.waits("one submission per step"),
+            logits: program.logits,
+            softcap: program.logit_softcap,
+            inner,
+            options,
+            plan,
+        })
+    }
+
+    /// Whether a tensor has a row per output instead of a row per token.
+    fn is_per_output(&self, tensor: Tensor) -> bool {
+        self.activations.rows(tensor) == Rows::Outputs
+    }
+
+    /// Checks a batch and takes it apart into runs and outputs.
+    fn accept(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
+        let check = |what, found: usize, limit: usize| {
+            if found <= limit { Ok(()) } else { Err(BackendError::Batch { what, found, limit }) }
+        };
+        let options = &self.options;
+        check("tokens", batch.tokens.len(), options.max_tokens)?;
+        let outputs = batch.tokens.iter().filter(|t| t.output).count();
+        check("outputs", outputs, options.max_outputs)?;
+        self.runs.clear();
+        for (i, token) in batch.tokens.iter().enumerate() {
+            check("sequence", token.sequence as usize, options.max_sequences - 1)?;
+            check("position", token.position as usize, options.context - 1)?;
+            check("token", token.id as usize, self.plan.vocabulary - 1)?;
+            let (sequence, position) = (token.sequence as usize, token.position as usize);
+            match self.runs.last_mut() {
+                Some(run) if run.sequence == sequence => {
+                    let expected = run.position + run.len;
+                    if position != expected {
+                        let what = "position after its predecessor";
+                        return Err(BackendError::Batch { what, found: position, limit: expected });
+                    }
+                    run.len += 1;
+                }
+                _ => {
+                    if self.runs.iter().any(|r| r.sequence == sequence) {
+                        let what = "sequence, which is not in one piece,";
+                        return Err(BackendError::Batch { what, found: sequence, limit: 1 });
+                    }
+                    self.runs.push(Run { start: i, len: 1, sequence, position });
+                }
+            }
+        }
+        self.tokens.clear();
+        self.tokens.extend_from_slice(batch.tokens);
+        self.outputs.clear();
+        self.outputs.extend((0..batch.tokens.len()).filter(|&i| batch.tokens[i].output));
+        for token in batch.tokens {
+            let state = &mut self.sequences[token.sequence as usize];
+            state.get_mut().unwrap_or_else(PoisonError::into_inner).push(token.id);
+        }
+        self.step_input.tally().host_wrote(size_of_val(batch.tokens) as u64);
+        Ok(())
+    }
+}
+
+impl Executor for CpuExecutor {
+    fn begin_sequence(
+        &mut self,
+        sequence: u32,
+        settings: &SamplingSettings,
+    ) -> Result<(), BackendError> {
+        let slots = self.sequences.len();
+        let state = self.sequences.get_mut(sequence as usize).ok_or(BackendError::Batch {
+            what: "sequence",
+            found: sequence as usize,
+            limit: slots - 1,
+        })?;
+        state.get_mut().unwrap_or_else(PoisonError::into_inner).begin(settings);
+        Ok(())
+    }
+
+    fn step(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
+        self.has_logits = false;
+        self.sampled.clear();
+        self.accept(batch)?;
+        let prefill = self.runs.iter().any(|r| r.len > 1);
+        self.inner.ledger.enter(if prefill { Phase::Prefill } else { Phase::Decode });
+        if batch.tokens.is_empty() {
+            return Ok(());
+        }
+        self.cursors.reset();
+        let this = &*self;
+        this.inner.pool.run(&|worker| this.run_stages(worker));
+        self.submissions.record(0);
+        // SAFETY: `result` holds max_outputs tokens, and the threads are done.
+        let sampled =
+            unsafe { std::slice::from_raw_parts(self.result.as_ptr::<u32>(), self.outputs.len()) };
+        self.sampled.extend_from_slice(sampled);
+        let bytes = 4 * sampled.len() as u64;
+        self.tokens_read.record(bytes);
+        self.result.tally().host_read(bytes);
+        self.has_logits = batch.logits;
+        Ok(())
+    }
+
+    fn sampled(&self) -> &[u32] {
+        &self.sampled
+    }
+
+    fn logits(&self, output: usize) -> Option<&[f32]> {
+        if !self.has_logits || output >= self.outputs.len() {
+            return None;
+        }
+        let (logits, vocabulary) = self.activations.get(self.logits);
+        self.logits_read.record(4 * vocabulary as u64);
+        // SAFETY: the tensor has a row for each of max_outputs outputs, all its values were
+        // written by the last step, and nothing writes them while `self` is borrowed.
+        Some(unsafe { std::slice::from_raw_parts(logits.add(output * vocabulary), vocabulary) })
+    }
+
+    fn weight_bytes_per_token(&self) -> u64 {
+        self.plan.weight_bytes
+    }
+
+    fn kv_bytes_per_token(&self, position: usize) -> u64 {
+        self.kv.bytes_per_token(position)
+    }
+
+    fn multiply_adds_per_token(&self) -> u64 {
+        self.plan.multiply_adds
+    }
+
+    fn held_bytes(&self) -> u64 {
+        let scratch: usize = self.threads.iter().map(Scratch::bytes).sum();
+        let own = [&self.normed, &self.step_input, &self.result];
+        let own: usize = own.into_iter().chain(&self.rotations).map(Buffer::len).sum();
+        (self.activations.bytes()
+            + self.kv.bytes()
+            + self.partials.bytes()
+            + self.quantised.bytes()
+            + scratch
+            + own) as u64
+    }
+}

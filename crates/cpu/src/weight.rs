@@ -1,0 +1,280 @@
+//! Weights as the CPU backend holds them: floats where they lie in the file, quantised
+//! matrices repacked once into tiles.
+
+use std::any::Any;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use marlin_backend::{BackendError, HostBytes, Weight, WeightSource, WeightStorage};
+use marlin_formats::group::read_scale;
+use marlin_formats::tile::{TileLayout, TileScratch};
+use marlin_formats::{Code, Format, GroupFormat};
+use marlin_placement::{AccessPattern, BufferTally, Ledger, Tally};
+
+use crate::isa::FloatKind;
+use crate::memory::Buffer;
+use crate::pool::Pool;
+
+/// A placed weight.
+pub(crate) struct CpuWeight {
+    name: String,
+    format: Format,
+    rows: usize,
+    cols: usize,
+    file_bytes: u64,
+    pub(crate) storage: Storage,
+}
+
+/// Where its values are.
+pub(crate) enum Storage {
+    /// Integer codes in tiles, in memory of our own.
+    Tiles {
+        /// How they lie.
+        layout: TileLayout,
+        /// The tiles.
+        packed: Buffer,
+    },
+    /// Floats as they lie in the file.
+    Float {
+        /// How one is stored.
+        kind: FloatKind,
+        /// Row after row.
+        data: HostBytes,
+        /// Scales of FP8, expanded to f32, and their rectangle; otherwise none.
+        scales: Option<Scales>,
+        /// Adopted memory has an entry in the ledger too.
+        _tally: BufferTally,
+    },
+}
+
+/// Scales of an FP8 matrix.
+pub(crate) struct Scales {
+    pub(crate) values: Buffer,
+    pub(crate) group_rows: usize,
+    pub(crate) group_cols: usize,
+}
+
+impl WeightStorage for CpuWeight {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn format(&self) -> Format {
+        self.format
+    }
+    fn rows(&self) -> usize {
+        self.rows
+    }
+    fn cols(&self) -> usize {
+        self.cols
+    }
+    fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+    fn held_bytes(&self) -> u64 {
+        match &self.storage {
+            Storage::Tiles { packed, .. } => packed.len() as u64,
+            Storage::Float { data, .. } => data.len() as u64,
+        }
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl CpuWeight {
+    /// Bytes of one row in the file.
+    pub(crate) fn row_bytes(&self) -> u64 {
+        self.file_bytes / self.rows.max(1) as u64
+    }
+
+    /// Row `row` as f32.
+    ///
+    /// # Panics
+    /// If `row` is out of range or `out` is not `cols` long.
+    pub(crate) fn decode_row(&self, row: usize, out: &mut [f32]) {
+        match &self.storage {
+            Storage::Tiles { layout, packed } => {
+                layout.decode_row(&packed.bytes()[..layout.bytes()], row, out);
+            }
+            Storage::Float { kind, data, scales, .. } => {
+                decode_float(*kind, data, scales.as_ref(), row, out);
+            }
+        }
+    }
+
+    /// All values of a vector (one row, or one column) as f32.
+    pub(crate) fn vector(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.rows * self.cols];
+        for (row, chunk) in values.chunks_mut(self.cols.max(1)).enumerate() {
+            self.decode_row(row, chunk);
+        }
+        values
+    }
+}
+
+fn decode_float(
+    kind: FloatKind,
+    data: &[u8],
+    scales: Option<&Scales>,
+    row: usize,
+    out: &mut [f32],
+) {
+    use half::{bf16, f16};
+    let cols = out.len();
+    match kind {
+        FloatKind::F32 => {
+            for (x, b) in out.iter_mut().zip(data[row * cols * 4..].chunks_exact(4)) {
+                *x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+        }
+        FloatKind::F16 => {
+            for (x, b) in out.iter_mut().zip(data[row * cols * 2..].chunks_exact(2)) {
+                *x = f16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
+        }
+        FloatKind::Bf16 => {
+            for (x, b) in out.iter_mut().zip(data[row * cols * 2..].chunks_exact(2)) {
+                *x = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
+        }
+        FloatKind::E4m3 => {
+            for (k, (x, &b)) in out.iter_mut().zip(&data[row * cols..]).enumerate() {
+                let scale = scales.map_or(1.0, |s| {
+                    let grid_cols = cols.div_ceil(s.group_cols);
+                    let at = row / s.group_rows * grid_cols + k / s.group_cols;
+                    let bytes = &s.values.bytes()[4 * at..];
+                    f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+                });
+                *x = marlin_formats::fp8::decode_e4m3(b) * scale;
+            }
+        }
+    }
+}
+
+/// The backend's own counters for placing.
+pub(crate) struct PlaceTallies {
+    pub(crate) repack: Tally,
+    pub(crate) expand: Tally,
+}
+
+/// Adopts or repacks a weight.
+pub(crate) fn place(
+    source: &WeightSource,
+    pool: &Pool,
+    ledger: &Ledger,
+    tallies: &PlaceTallies,
+) -> Result<CpuWeight, BackendError> {
+    let bad = |problem: String| BackendError::Weight {
+        name: source.name.clone(),
+        rows: source.rows,
+        cols: source.cols,
+        format: source.format,
+        problem,
+    };
+    let matrix = source.matrix().map_err(|e| bad(e.to_string()))?;
+    let file_bytes = source.bytes();
+    let WeightSource { name, format, rows, cols, .. } = source.clone();
+    let storage = if let Some(kind) = float_kind(format) {
+        // Read in place: no copy.
+        let tally = ledger.buffer(name.clone(), AccessPattern::ADOPTED, file_bytes);
+        let scales = match format {
+            Format::Group(g) => Some(expand_scales(source, g, ledger, tallies)?),
+            _ => None,
+        };
+        Storage::Float { kind, data: source.data.clone(), scales, _tally: tally }
+    } else {
+        let layout = TileLayout::new(format, rows, cols, source.tensor_scale).ok_or_else(|| {
+            BackendError::Unsupported {
+                backend: "cpu",
+                what: format!("`{name}`: format {format} with this group size"),
+            }
+        })?;
+        let pattern = AccessPattern::DEVICE_ONLY.with_initial_data();
+        let packed = Buffer::new(ledger, name.clone(), pattern, layout.bytes())?;
+        let next = AtomicUsize::new(0);
+        let failure = Mutex::new(None);
+        let destination = Destination(packed.as_ptr());
+        pool.run(&|_| {
+            let mut scratch = TileScratch::default();
+            loop {
+                let tile = next.fetch_add(1, Relaxed);
+                if tile >= layout.tiles() {
+                    return;
+                }
+                // SAFETY: each tile is taken by one thread, tiles do not overlap, and the
+                // buffer holds all of them.
+                let out = unsafe {
+                    let start = destination.get().add(tile * layout.tile_bytes());
+                    std::slice::from_raw_parts_mut(start, layout.tile_bytes())
+                };
+                if let Err(error) = layout.pack_tile(&matrix, tile, out, &mut scratch) {
+                    *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+                        Some(error);
+                    return;
+                }
+            }
+        });
+        let failure = failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(error) = failure {
+            return Err(bad(error.to_string()));
+        }
+        tallies.repack.record(file_bytes);
+        // The file's pages are not needed again: without this, peak memory would be twice
+        // the model.
+        for part in [&source.data, &source.scales, &source.zeros] {
+            part.release();
+        }
+        Storage::Tiles { layout, packed }
+    };
+    Ok(CpuWeight { name, format, rows, cols, file_bytes, storage })
+}
+
+struct Destination(*mut u8);
+
+// SAFETY: threads write disjoint tiles through it.
+unsafe impl Sync for Destination {}
+
+impl Destination {
+    fn get(&self) -> *mut u8 {
+        self.0
+    }
+}
+
+fn float_kind(format: Format) -> Option<FloatKind> {
+    match format {
+        Format::F32 => Some(FloatKind::F32),
+        Format::F16 => Some(FloatKind::F16),
+        Format::BF16 => Some(FloatKind::Bf16),
+        Format::Group(g) if g.code == Code::Fp8 => Some(FloatKind::E4m3),
+        _ => None,
+    }
+}
+
+/// The scales of an FP8 matrix as f32, the tensor's own factor included.
+fn expand_scales(
+    source: &WeightSource,
+    format: GroupFormat,
+    ledger: &Ledger,
+    tallies: &PlaceTallies,
+) -> Result<Scales, BackendError> {
+    let (group_rows, group_cols) = (format.group_rows(), format.group_cols(source.cols));
+    let count = source.scales.len() / format.scale.bytes();
+    let name = format!("{}.scales", source.name);
+    let values =
+        Buffer::new(ledger, name, AccessPattern::DEVICE_ONLY.with_initial_data(), 4 * count)?;
+    for i in 0..count {
+        let scale = read_scale(format.scale, &source.scales, i) * source.tensor_scale;
+        // SAFETY: i is below count.
+        unsafe { values.as_ptr::<f32>().add(i).write(scale) };
+    }
+    tallies.expand.record(source.scales.len() as u64);
+    Ok(Scales { values, group_rows, group_cols })
+}
+
+/// This backend's view of a weight that it placed.
+pub(crate) fn downcast(weight: &Weight) -> Result<&CpuWeight, BackendError> {
+    weight.as_any().downcast_ref().ok_or_else(|| BackendError::Unsupported {
+        backend: "cpu",
+        what: format!("`{}`, placed by another backend", weight.name()),
+    })
+}
