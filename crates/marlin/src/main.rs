@@ -1,1 +1,48 @@
-fn main() {}
+//! The `marlin` program: quantised language models on this machine, from the command line.
+
+mod commands;
+mod error;
+mod model;
+mod output;
+mod progress_bar;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Run quantised language models on this machine.
+///
+/// Without a model named, commands use SmolLM2-135M-Instruct, which is fetched once (93 MB).
+#[derive(Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "\
+Examples:
+  marlin run \"Why is the sky blue?\"
+  marlin chat -m owner/repo:Q4_K_M
+  marlin bench -m model.gguf
+
+`marlin COMMAND --help` explains a command. Exit codes: 0 done, 1 failed, 2 wrong usage."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Pull(commands::pull::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Pull(args) => commands::pull::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.report(),
+    }
+}

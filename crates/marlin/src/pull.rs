@@ -140,7 +140,7 @@ impl Puller {
     pub fn locate(&self, reference: &ModelReference) -> Option<PathBuf> {
         match reference {
             ModelReference::Path(path) => Some(path.clone()),
-            other => self.kept(other).map(|record| self.cache().root().join(record.entry)),
+            other => self.record(other).map(|record| self.cache().root().join(record.entry)),
         }
     }
 
@@ -174,7 +174,7 @@ impl Puller {
             ModelReference::Path(path) => return Ok(path.clone()),
             ModelReference::Known(model) => self.pull_known(model, progress)?,
             ModelReference::Hub(hub) => self.pull_from_hub(hub, progress)?,
-            ModelReference::Url(url) => match self.kept(reference) {
+            ModelReference::Url(url) => match self.record(reference) {
                 Some(record) => {
                     (self.cache().root().join(record.entry), record.origin, record.files)
                 }
@@ -191,7 +191,9 @@ impl Puller {
         Ok(entry)
     }
 
-    fn kept(&self, reference: &ModelReference) -> Option<Record> {
+    /// What was fetched for `reference`, if all of it is here. `None` for a path.
+    #[must_use]
+    pub fn record(&self, reference: &ModelReference) -> Option<Record> {
         self.cache().record(&key_of(reference))
     }
 
