@@ -471,8 +471,8 @@ impl Format {
     }
 
     fn checked_sizes(&self, rows: usize, cols: usize) -> Option<Sizes> {
-        // The largest count that anything here multiplies by 8 is a row's columns.
-        rows.checked_mul(cols)?.checked_mul(8)?;
+        // Nothing below takes more than eight bytes an element, a row's or a column's padding included.
+        rows.max(1).checked_mul(cols.max(1))?.checked_mul(8)?;
         let row = self.row_bytes(cols);
         let data = rows.checked_mul(row)?;
         let Format::Group(g) = self else {

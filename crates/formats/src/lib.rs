@@ -22,6 +22,26 @@
 //! [`layouts`] moves codes from and to the files of other projects (GPTQ, AWQ, compressed-tensors, gpt-oss), [`pack`] packs codes
 //! into bits, and [`hadamard`] has the rotations that some quantisers apply first.
 //!
+//! ```
+//! use marlin_formats::{AffineRow, Format, encode};
+//!
+//! # fn main() -> Result<(), marlin_formats::FormatError> {
+//! let (rows, cols) = (2, 128);
+//! let weights: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.1).sin()).collect();
+//! let matrix = encode("int4-g64".parse()?, rows, cols, &weights)?;
+//! assert_eq!((matrix.data.len(), matrix.scales.len()), (128, 8));
+//!
+//! let mut values = vec![0.0; cols];
+//! matrix.view().decode_row(1, &mut values);
+//! assert!(weights[cols..].iter().zip(&values).all(|(w, v)| (w - v).abs() < 0.07));
+//!
+//! let mut row = AffineRow::default();
+//! matrix.view().affine_row(1, &mut row);
+//! assert_eq!(values[70], (f32::from(row.codes[70]) - 8.0) * row.scales[1]);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What encoding does with difficult values
 //!
 //! Rounding is to nearest, ties to even, except in ggml's legacy formats and MXFP4 block, which follow ggml to the bit.

@@ -95,8 +95,42 @@ fn range(x: &[f32]) -> (f32, f32) {
     })
 }
 
-/// Steps to try, as fractions of the one that just covers the range.
-const SWEEP: [f32; 12] = [1.0, 0.98, 0.96, 0.94, 0.92, 0.90, 0.87, 0.84, 0.80, 0.75, 0.70, 1.03];
+/// Steps to try, as fractions of the one that just covers the range: finer ones for finer codes, whose best step is nearer.
+fn sweep(n: f32) -> &'static [f32] {
+    if n > 8.0 {
+        &[
+            1.06, 1.04, 1.02, 1.0, 0.985, 0.97, 0.955, 0.94, 0.92, 0.90, 0.87,
+        ]
+    } else {
+        &[
+            1.03, 1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.81, 0.77, 0.73, 0.68,
+        ]
+    }
+}
+
+/// The step and (non-positive) minimum of least squared error for the codes that `step` and `min` lead to.
+fn refit_with_minimum(x: &[f32], sum_x: f32, step: f32, min: f32, n: f32) -> Option<(f32, f32)> {
+    let inverse = 1.0 / step;
+    let count = x.len() as f32;
+    let (mut sum_c, mut sum_cc, mut sum_cx) = (0.0, 0.0, 0.0);
+    for &x in x {
+        let code = nearest(((x - min) * inverse).clamp(0.0, n));
+        sum_c += code;
+        sum_cc += code * code;
+        sum_cx += code * x;
+    }
+    let determinant = count * sum_cc - sum_c * sum_c;
+    if determinant <= 0.0 {
+        return None;
+    }
+    let mut step = (count * sum_cx - sum_x * sum_c) / determinant;
+    let mut min = (sum_cc * sum_x - sum_c * sum_cx) / determinant;
+    if min > 0.0 {
+        min = 0.0;
+        step = sum_cx / sum_cc;
+    }
+    (step > 0.0 && (1.0 / step).is_finite()).then_some((step, min))
+}
 
 /// The step and (non-positive) minimum of least squared error for one group.
 fn fit_with_minimum(x: &[f32], n: f32) -> (f32, f32) {
@@ -105,38 +139,30 @@ fn fit_with_minimum(x: &[f32], n: f32) -> (f32, f32) {
     if !(1.0 / covering).is_finite() {
         return (0.0, lo);
     }
+    let sum_x: f32 = x.iter().sum();
     let mut best = (covering, lo);
     let mut best_error = squared_error(x, covering, lo, 0.0, n);
-    let count = x.len() as f32;
-    let sum_x: f32 = x.iter().sum();
-    for fraction in SWEEP {
-        let inverse = 1.0 / (covering * fraction);
-        // Clipping is shared between the two ends in proportion to what lies there.
-        let min = lo * fraction;
-        let (mut sum_c, mut sum_cc, mut sum_cx) = (0.0, 0.0, 0.0);
-        for &x in x {
-            let code = nearest(((x - min) * inverse).clamp(0.0, n));
-            sum_c += code;
-            sum_cc += code * code;
-            sum_cx += code * x;
+    let mut consider = |step: f32, min: f32, best: &mut (f32, f32)| {
+        if let Some((step, min)) = refit_with_minimum(x, sum_x, step, min, n) {
+            let error = squared_error(x, step, min, 0.0, n);
+            if error < best_error {
+                best_error = error;
+                *best = (step, min);
+                return true;
+            }
         }
-        let determinant = count * sum_cc - sum_c * sum_c;
-        if determinant <= 0.0 {
-            continue;
-        }
-        let mut step = (count * sum_cx - sum_x * sum_c) / determinant;
-        let mut min = (sum_cc * sum_x - sum_c * sum_cx) / determinant;
-        if min > 0.0 {
-            min = 0.0;
-            step = sum_cx / sum_cc;
-        }
-        if !(step > 0.0 && (1.0 / step).is_finite()) {
-            continue;
-        }
-        let error = squared_error(x, step, min, 0.0, n);
-        if error < best_error {
-            best_error = error;
-            best = (step, min);
+        false
+    };
+    for fraction in sweep(n) {
+        // A narrower range gives up the upper end alone, or both in proportion.
+        consider(covering * fraction, lo, &mut best);
+        consider(covering * fraction, lo * fraction, &mut best);
+    }
+    // The codes of the best fit, fitted again.
+    for _ in 0..4 {
+        let (step, min) = best;
+        if !consider(step, min, &mut best) {
+            break;
         }
     }
     best
@@ -215,7 +241,7 @@ fn fit_symmetric(x: &[f32], n: f32) -> f32 {
     let mut best = covering;
     let mut best_error = squared_error(x, covering, 0.0, -n, n - 1.0);
     for sign in [1.0, -1.0] {
-        for fraction in SWEEP {
+        for fraction in sweep(n) {
             let inverse = 1.0 / (covering * fraction * sign);
             let (mut sum_cc, mut sum_cx) = (0.0, 0.0);
             for &x in x {
