@@ -76,9 +76,10 @@ pub trait Backend: Send + Sync {
 
 /// A compiled program with its activations, KV cache and sampler state.
 pub trait Executor: Send {
-    /// Starts slot `sequence` anew: its history of tokens (for penalties) and its count of
-    /// random draws are cleared, and `settings` hold from here on. What the KV cache holds
-    /// stays readable up to the positions that later steps overwrite.
+    /// Starts slot `sequence` anew: its count of random draws is cleared, its history of
+    /// tokens (for penalties) becomes `history`, and `settings` hold from here on. What the
+    /// KV cache holds stays readable up to the positions that later steps overwrite, so
+    /// `history` is the part of a prompt that need not be computed again.
     ///
     /// # Errors
     /// If there is no such slot.
@@ -86,6 +87,7 @@ pub trait Executor: Send {
         &mut self,
         sequence: u32,
         settings: &SamplingSettings,
+        history: &[u32],
     ) -> Result<(), BackendError>;
 
     /// Runs one step. Afterwards [`sampled`](Self::sampled) has one token per output token

@@ -1,1 +1,18 @@
-//! engine
+//! Sessions over a model: batches, the KV cache, sampling settings, streamed text.
+//!
+//! [`Model::load`] opens a file, places its weights on a device and records the forward
+//! pass. [`Model::session`] makes everything that running needs, once; after that a
+//! decode step allocates nothing. [`Session::generate`] continues one prompt and
+//! [`Session::generate_batch`] several at once: each step takes whatever every sequence has
+//! to offer, a chunk of its prompt or its latest token.
+
+mod error;
+mod model;
+mod session;
+mod stream;
+
+pub use error::EngineError;
+pub use marlin_backend::{Ceilings, KvFormat, SamplingSettings};
+pub use marlin_cpu::Isa;
+pub use model::{DeviceChoice, Model, ModelOptions, Progress};
+pub use session::{GenerateOptions, Generated, Request, Session, SessionOptions, StopReason};

@@ -296,6 +296,7 @@ impl Executor for CpuExecutor {
         &mut self,
         sequence: u32,
         settings: &SamplingSettings,
+        history: &[u32],
     ) -> Result<(), BackendError> {
         let slots = self.sequences.len();
         let state = self.sequences.get_mut(sequence as usize).ok_or(BackendError::Batch {
@@ -303,7 +304,9 @@ impl Executor for CpuExecutor {
             found: sequence as usize,
             limit: slots - 1,
         })?;
-        state.get_mut().unwrap_or_else(PoisonError::into_inner).begin(settings);
+        let state = state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        state.begin(settings);
+        history.iter().for_each(|&token| state.push(token));
         Ok(())
     }
 
