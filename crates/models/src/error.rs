@@ -96,6 +96,14 @@ pub enum ModelError {
         /// What is supported instead.
         expected: String,
     },
+    /// A device refused a weight, or the forward pass as a whole.
+    #[error("{}: {source}", path.display())]
+    Backend {
+        /// The model.
+        path: PathBuf,
+        /// The device's error.
+        source: marlin_backend::BackendError,
+    },
 }
 
 impl ModelError {
@@ -105,12 +113,17 @@ impl ModelError {
             ModelError::Io { path, .. }
             | ModelError::Invalid { path, .. }
             | ModelError::Missing { path, .. }
-            | ModelError::Unsupported { path, .. } => path,
+            | ModelError::Unsupported { path, .. }
+            | ModelError::Backend { path, .. } => path,
         }
     }
 
     pub(crate) fn io(path: &Path, action: &'static str, source: std::io::Error) -> Self {
         ModelError::Io { path: path.to_owned(), action, source }
+    }
+
+    pub(crate) fn backend(path: &Path, source: marlin_backend::BackendError) -> Self {
+        ModelError::Backend { path: path.to_owned(), source }
     }
 
     pub(crate) fn invalid(

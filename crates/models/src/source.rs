@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use marlin_backend::Program;
+
+use crate::architectures::{Forward, Place};
 use crate::chat::{ChatTemplate, TemplateError};
 use crate::config::{self, Config};
 use crate::error::{At, ModelError};
@@ -112,6 +115,16 @@ impl ModelSource {
             Origin::Gguf(metadata) => Some(metadata),
             Origin::HuggingFace(_) => None,
         }
+    }
+
+    /// Records the forward pass, placing each weight that it uses through `place`, in the order of use.
+    ///
+    /// # Errors
+    /// [`ModelError`] when a weight is missing, has another shape than the configuration says, is refused by `place`,
+    /// or is there without being used.
+    pub fn forward(&self, place: Place<'_>) -> Result<Program, ModelError> {
+        let forward = Forward::new(&self.path, &self.config, &self.tensors, place);
+        (self.config.architecture.forward)(forward)
     }
 
     /// Builds the tokenizer.

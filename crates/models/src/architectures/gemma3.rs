@@ -1,10 +1,11 @@
 //! Gemma 3 (Gemma Team 2025), text only: five windowed layers to each full one, each kind with a rotary base of its
 //! own; norms on query and key heads and after attention and feed-forward; scaled embeddings.
 
-use marlin_backend::{Activation, RopeStyle};
+use marlin_backend::{Activation, Program, RopeStyle};
 
-use super::Architecture;
+use super::{Architecture, Forward};
 use crate::config::{Hyperparameters, SlidingWindow, WindowedLayers};
+use crate::error::ModelError;
 
 /// Layers of the 27B model, the only one whose scores are not scaled by the size of a head.
 const LAYERS_OF_27B: usize = 62;
@@ -40,6 +41,7 @@ pub(super) static GEMMA3: Architecture = Architecture {
         ("post_feedforward_layernorm", "post_ffw_norm"),
     ],
     configure: |config, parameters| {
+        config.qk_norm = true;
         config.activation = Activation::GeluTanh;
         config.embedding_scale = (config.hidden as f32).sqrt();
         let (size, pattern, local_theta, scalar) = match parameters {
@@ -71,4 +73,21 @@ pub(super) static GEMMA3: Architecture = Architecture {
         config.rope.local_theta = config.rope.local_theta.or(local_theta).or(Some(LOCAL_THETA));
         Ok(())
     },
+    forward,
 };
+
+/// A decoder with norms before and after both attention and the feed-forward layer.
+fn forward(mut f: Forward<'_>) -> Result<Program, ModelError> {
+    let x = f.embed()?;
+    for layer in 0..f.config.layers {
+        let h = f.rms_norm(x, layer, "attn_norm")?;
+        let h = f.attention(h, layer)?;
+        let h = f.attention_output(h, layer)?;
+        f.add_rms_norm(h, layer, "post_attention_norm", x)?;
+        let h = f.rms_norm(x, layer, "ffn_norm")?;
+        let h = f.gated(h, layer)?;
+        let h = f.down(h, layer)?;
+        f.add_rms_norm(h, layer, "post_ffw_norm", x)?;
+    }
+    f.logits(x)
+}

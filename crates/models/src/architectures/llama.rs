@@ -1,9 +1,10 @@
 //! Llama 2 and 3, SmolLM2, Mistral (Touvron et al. 2023; Jiang et al. 2023).
 
-use marlin_backend::RopeStyle;
+use marlin_backend::{Program, RopeStyle};
 
-use super::Architecture;
+use super::{Architecture, Forward};
 use crate::config::{Hyperparameters, SlidingWindow, WindowedLayers};
+use crate::error::ModelError;
 
 pub(super) static LLAMA: Architecture = Architecture {
     name: "llama",
@@ -27,4 +28,19 @@ pub(super) static LLAMA: Architecture = Architecture {
         config.window = SlidingWindow::new(size, WindowedLayers::All);
         Ok(())
     },
+    forward,
 };
+
+/// A decoder with norms before attention and before the feed-forward layer.
+pub(super) fn forward(mut f: Forward<'_>) -> Result<Program, ModelError> {
+    let x = f.embed()?;
+    for layer in 0..f.config.layers {
+        let h = f.rms_norm(x, layer, "attn_norm")?;
+        let h = f.attention(h, layer)?;
+        f.add_attention_output(h, layer, x)?;
+        let h = f.rms_norm(x, layer, "ffn_norm")?;
+        let h = f.gated(h, layer)?;
+        f.add_down(h, layer, x)?;
+    }
+    f.logits(x)
+}

@@ -1,14 +1,17 @@
 //! The architectures: what sets each apart, and its forward pass.
 
+mod forward;
 mod gemma3;
 mod llama;
 mod qwen2;
 mod qwen3;
 
-use marlin_backend::RopeStyle;
+use marlin_backend::{Program, RopeStyle};
 
 use crate::config::{Config, Hyperparameters};
 use crate::error::ModelError;
+pub(crate) use forward::Forward;
+pub use forward::Place;
 
 /// What sets an architecture apart from the others. A new one is a file in this folder and a line in [`ALL`].
 #[derive(Debug)]
@@ -25,6 +28,8 @@ pub struct Architecture {
     pub(crate) layer_names: &'static [(&'static str, &'static str)],
     /// Sets what the files do not say in the same way for every architecture.
     pub(crate) configure: fn(&mut Config, &Hyperparameters<'_>) -> Result<(), ModelError>,
+    /// Records the forward pass.
+    pub(crate) forward: fn(Forward<'_>) -> Result<Program, ModelError>,
 }
 
 /// Every architecture.

@@ -2,7 +2,7 @@
 
 use marlin_backend::RopeStyle;
 
-use super::Architecture;
+use super::{Architecture, llama};
 use crate::config::{Config, Hyperparameters, SlidingWindow, WindowedLayers};
 use crate::error::ModelError;
 
@@ -13,6 +13,7 @@ pub(super) static QWEN2: Architecture = Architecture {
     defaults: &[("rms_norm_eps", 1e-6), ("rope_theta", 10_000.0), ("num_key_value_heads", 32.0)],
     layer_names: &[("post_attention_layernorm", "ffn_norm")],
     configure: upper_layers_windowed,
+    forward: llama::forward,
 };
 
 /// Qwen's sliding window: off unless asked for, then on the layers from `max_window_layers` on.

@@ -2,7 +2,7 @@
 
 use marlin_backend::RopeStyle;
 
-use super::{Architecture, qwen2};
+use super::{Architecture, llama, qwen2};
 
 pub(super) static QWEN3: Architecture = Architecture {
     name: "qwen3",
@@ -19,5 +19,9 @@ pub(super) static QWEN3: Architecture = Architecture {
         ("self_attn.q_norm", "attn_q_norm"),
         ("self_attn.k_norm", "attn_k_norm"),
     ],
-    configure: qwen2::upper_layers_windowed,
+    configure: |config, parameters| {
+        config.qk_norm = true;
+        qwen2::upper_layers_windowed(config, parameters)
+    },
+    forward: llama::forward,
 };

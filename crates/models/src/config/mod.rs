@@ -115,7 +115,6 @@ impl Config {
     /// Sets what shows in the tensors rather than in the configuration.
     fn look_at(&mut self, tensors: &TensorTable) {
         self.qkv_bias = tensors.find("blk.0.attn_q.bias").is_some();
-        self.qk_norm = tensors.find("blk.0.attn_q_norm.weight").is_some();
     }
 }
 
