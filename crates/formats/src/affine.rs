@@ -9,8 +9,8 @@ use crate::{Code, Format, GgmlType, Group, GroupFormat, ScaleType, fp4};
 pub struct Affine {
     /// Width of a code: 2, 3, 4, 5, 6 or 8.
     pub bits: u32,
-    /// Columns that share a scale; `None` where the whole row does. A row whose length it does not divide (only in
-    /// [`Group::Block`]) ends with a shorter group.
+    /// Columns that share a scale; `None` where the whole row does. A row whose length it does not
+    /// divide (only in [`Group::Block`]) ends with a shorter group.
     pub group: Option<usize>,
     /// What a code stands for at scale 1.
     pub values: Values,
@@ -25,7 +25,8 @@ pub struct Affine {
 pub enum Values {
     /// `code − offset`.
     Offset(i32),
-    /// `table[code]`; for E2M1 twice its value, with the scales in [`AffineRow`] halved accordingly.
+    /// `table[code]`; for E2M1 twice its value, with the scales in [`AffineRow`] halved
+    /// accordingly.
     Table(&'static [i8; 16]),
 }
 
@@ -60,7 +61,8 @@ pub enum ScaleStorage {
 
 /// One row in the integer view; [`crate::Matrix::affine_row`] fills it, reusing its memory.
 ///
-/// `value[k] = scales[g] × V(codes[k]) + mins[g]` with `g = k / group`, times the matrix's `tensor_scale`.
+/// `value[k] = scales[g] × V(codes[k]) + mins[g]` with `g = k / group`, times the matrix's
+/// `tensor_scale`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AffineRow {
     /// `[cols]` unsigned codes.
@@ -69,9 +71,11 @@ pub struct AffineRow {
     pub scales: Vec<f32>,
     /// `[groups]`, or empty where the format has no minimums.
     pub mins: Vec<f32>,
-    /// `[cols / 256]`, only for [`ScaleStorage::SuperBlock`]: `scales[g] = super_scales[s] × sub_scales[g]`.
+    /// `[cols / 256]`, only for [`ScaleStorage::SuperBlock`]: `scales[g] = super_scales[s] ×
+    /// sub_scales[g]`.
     pub super_scales: Vec<f16>,
-    /// `[cols / 256]`, only for super-blocks with minimums: `mins[g] = −super_mins[s] × sub_mins[g]`.
+    /// `[cols / 256]`, only for super-blocks with minimums: `mins[g] = −super_mins[s] ×
+    /// sub_mins[g]`.
     pub super_mins: Vec<f16>,
     /// `[groups]`, only for super-blocks.
     pub sub_scales: Vec<i8>,

@@ -1,4 +1,5 @@
-//! E8M0, the power-of-two scale of MXFP4 (OCP Microscaling 1.0, §5.4.1): `2^(code − 127)`; 255 is NaN; there is no zero.
+//! E8M0, the power-of-two scale of MXFP4 (OCP Microscaling 1.0, §5.4.1): `2^(code − 127)`; 255 is
+//! NaN; there is no zero.
 
 /// Value of a code.
 #[inline]
@@ -21,8 +22,9 @@ pub(crate) fn floor_log2(x: f32) -> i32 {
     }
 }
 
-/// The scale of a block by OCP Microscaling 1.0, §6.3: `2^(⌊log2 amax⌋ − emax)`, where `emax` is the exponent of the element
-/// format's largest value (2 for E2M1). Clamped to the range of E8M0; a block of zeros gets the smallest scale.
+/// The scale of a block by OCP Microscaling 1.0, §6.3: `2^(⌊log2 amax⌋ − emax)`, where `emax` is
+/// the exponent of the element format's largest value (2 for E2M1). Clamped to the range of E8M0; a
+/// block of zeros gets the smallest scale.
 #[inline]
 pub fn encode_e8m0(amax: f32, emax: i32) -> u8 {
     if amax == 0.0 {

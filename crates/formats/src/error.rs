@@ -23,7 +23,8 @@ impl std::fmt::Display for Part {
     }
 }
 
-/// Why a matrix could not be made, encoded or converted. Every variant says what was found and what was expected.
+/// Why a matrix could not be made, encoded or converted. Every variant says what was found and what
+/// was expected.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum FormatError {
     /// The name is none of [`Format`]'s names.
@@ -166,7 +167,8 @@ pub enum FormatError {
         shape: String,
     },
 
-    /// A foreign layout cannot hold this format or shape, or a tensor of it holds an impossible value.
+    /// A foreign layout cannot hold this format or shape, or a tensor of it holds an impossible
+    /// value.
     #[error("{layout}: {reason}")]
     Layout {
         /// The layout's name.

@@ -1,6 +1,7 @@
 //! F32, F16 and BF16 rows: little-endian elements, contiguous.
 //!
-//! F16 and BF16 are rounded to nearest, ties to even; overflow gives ±∞, as IEEE 754 says; NaN stays NaN, made quiet.
+//! F16 and BF16 are rounded to nearest, ties to even; overflow gives ±∞, as IEEE 754 says; NaN
+//! stays NaN, made quiet.
 
 use half::{bf16, f16};
 

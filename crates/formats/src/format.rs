@@ -110,7 +110,8 @@ impl GgmlType {
 
 /// A format whose codes, scales and zero points lie in buffers of their own.
 ///
-/// The value of a code is `code_value × scale × tensor_scale`; its layout in bytes is described in [`crate::group`].
+/// The value of a code is `code_value × scale × tensor_scale`; its layout in bytes is described in
+/// [`crate::group`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GroupFormat {
     /// What one element is stored as.
@@ -158,9 +159,9 @@ impl Code {
         !matches!(self, Code::Fp4 | Code::Fp8)
     }
 
-    /// The largest magnitude that a symmetric code stands for at scale 1, after rounding: what the encoder maps
-    /// a group's largest magnitude to. For integers of `b` bits `(2^b − 1) / 2`, half-way between the ends
-    /// `−2^(b−1)` and `2^(b−1) − 1`, as in GPTQ and compressed-tensors.
+    /// The largest magnitude that a symmetric code stands for at scale 1, after rounding: what the
+    /// encoder maps a group's largest magnitude to. For integers of `b` bits `(2^b − 1) / 2`,
+    /// half-way between the ends `−2^(b−1)` and `2^(b−1) − 1`, as in GPTQ and compressed-tensors.
     pub const fn reach(self) -> f32 {
         match self {
             Code::Fp4 => 6.0,
@@ -176,7 +177,8 @@ impl Code {
 /// Which elements of a [`GroupFormat`] share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Group {
-    /// So many consecutive columns (along `k`) of one row; a multiple of 8, in practice 16, 32, 64 or 128.
+    /// So many consecutive columns (along `k`) of one row; a multiple of 8, in practice 16, 32, 64
+    /// or 128.
     Size(u16),
     /// A whole row.
     Channel,
@@ -258,7 +260,8 @@ impl GroupFormat {
         }
     }
 
-    /// What a symmetric integer code is offset by: `value = code − offset`. 0 for asymmetric and float codes.
+    /// What a symmetric integer code is offset by: `value = code − offset`. 0 for asymmetric and
+    /// float codes.
     pub const fn offset(&self) -> u8 {
         if self.zero {
             return 0;
@@ -455,7 +458,8 @@ impl Format {
     /// Bytes of the data, scales and zero points of a `rows × cols` matrix.
     ///
     /// # Errors
-    /// The format makes no sense, `cols` is not a multiple of [`Self::block`], or a size overflows `usize`.
+    /// The format makes no sense, `cols` is not a multiple of [`Self::block`], or a size overflows
+    /// `usize`.
     pub fn sizes(&self, rows: usize, cols: usize) -> Result<Sizes, FormatError> {
         if let Format::Group(g) = self {
             g.check().map_err(|reason| FormatError::InvalidFormat { format: *self, reason })?;
@@ -471,7 +475,8 @@ impl Format {
     }
 
     fn checked_sizes(&self, rows: usize, cols: usize) -> Option<Sizes> {
-        // Nothing below takes more than eight bytes an element, a row's or a column's padding included.
+        // Nothing below takes more than eight bytes an element, a row's or a column's padding
+        // included.
         rows.max(1).checked_mul(cols.max(1))?.checked_mul(8)?;
         let row = self.row_bytes(cols);
         let data = rows.checked_mul(row)?;

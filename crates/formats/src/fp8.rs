@@ -1,5 +1,6 @@
-//! E4M3FN, the 8-bit float of FP8 weights and of NVFP4's scales (OCP 8-bit Floating Point Specification 1.0, §5): sign, 4 exponent
-//! bits with bias 7, 3 mantissa bits; no infinities; `0x7f` and `0xff` are NaN, so that the largest value is 448.
+//! E4M3FN, the 8-bit float of FP8 weights and of NVFP4's scales (OCP 8-bit Floating Point
+//! Specification 1.0, §5): sign, 4 exponent bits with bias 7, 3 mantissa bits; no infinities;
+//! `0x7f` and `0xff` are NaN, so that the largest value is 448.
 
 /// The largest finite value.
 pub const E4M3_MAX: f32 = 448.0;
@@ -35,8 +36,8 @@ pub fn decode_e4m3(code: u8) -> f32 {
     E4M3[usize::from(code)]
 }
 
-/// The code nearest to `x`, ties to even; magnitudes above 448, infinities too, saturate (the specification's saturating mode);
-/// NaN stays NaN, and signs are kept.
+/// The code nearest to `x`, ties to even; magnitudes above 448, infinities too, saturate (the
+/// specification's saturating mode); NaN stays NaN, and signs are kept.
 #[inline]
 pub fn encode_e4m3(x: f32) -> u8 {
     let bits = x.to_bits();
@@ -46,7 +47,8 @@ pub fn encode_e4m3(x: f32) -> u8 {
     }
     let a = f32::from_bits(bits & 0x7fff_ffff);
     if a < f32::from_bits((127 - 6) << 23) {
-        // Below the smallest normal, 2^−6: whole multiples of 2^−9. Eight of them are the smallest normal's code.
+        // Below the smallest normal, 2^−6: whole multiples of 2^−9. Eight of them are the smallest
+        // normal's code.
         return sign | (a * 512.0).round_ties_even() as u8;
     }
     let magnitude = a.to_bits();

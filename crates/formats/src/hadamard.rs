@@ -1,12 +1,14 @@
 //! Walsh–Hadamard transforms of sizes 2^k, 12·2^k and 20·2^k.
 //!
-//! The matrix is `H = B ⊗ S`, with `S` Sylvester's matrix of order 2^k and `B` of order 1, 12 or 20 by Paley's second
-//! construction (R. Paley, "On orthogonal matrices", 1933): for a prime power `q ≡ 1 (mod 4)`, here 5 and 9, with `Q[i, j] = χ(i − j)` the quadratic
-//! character of the differences in the field of `q` elements and `C` the matrix `Q` bordered by ones and a zero in the corner,
+//! The matrix is `H = B ⊗ S`, with `S` Sylvester's matrix of order 2^k and `B` of order 1, 12 or 20
+//! by Paley's second construction (R. Paley, "On orthogonal matrices", 1933): for a prime power `q
+//! ≡ 1 (mod 4)`, here 5 and 9, with `Q[i, j] = χ(i − j)` the quadratic character of the differences
+//! in the field of `q` elements and `C` the matrix `Q` bordered by ones and a zero in the corner,
 //! `B = C ⊗ [[1, 1], [1, −1]] + I ⊗ [[1, −1], [−1, −1]]`.
 //!
-//! All of these are symmetric, so `H·H = n·I`: the normalised transform, `H/√n`, is its own inverse, and the transform without
-//! normalisation is its own inverse up to the factor `n`. It takes `n·k` additions for `S` and `n·12` or `n·20` for `B`.
+//! All of these are symmetric, so `H·H = n·I`: the normalised transform, `H/√n`, is its own
+//! inverse, and the transform without normalisation is its own inverse up to the factor `n`. It
+//! takes `n·k` additions for `S` and `n·12` or `n·20` for `B`.
 
 use crate::FormatError;
 

@@ -1,12 +1,14 @@
-//! Number formats of quantised weights: the reference that every backend's kernels are tested against.
+//! Number formats of quantised weights: the reference that every backend's kernels are tested
+//! against.
 //!
-//! A [`Matrix`] is `[rows, cols]`, row = output feature, columns contiguous along `k`, its bytes borrowed (from a mapped file,
-//! say). [`Matrix::decode_row`] gives its values as f32; [`Matrix::affine_row`] the integers that integer kernels multiply;
-//! [`encode`] makes one from f32.
+//! A [`Matrix`] is `[rows, cols]`, row = output feature, columns contiguous along `k`, its bytes
+//! borrowed (from a mapped file, say). [`Matrix::decode_row`] gives its values as f32;
+//! [`Matrix::affine_row`] the integers that integer kernels multiply; [`encode`] makes one from
+//! f32.
 //!
 //! | format | name | bits | scale | zero point or minimum | module |
 //! |---|---|---|---|---|---|
-//! | f32, f16, bf16 | `f32` `f16` `bf16` | 32, 16 | – | – | [`float`] |
+//! | f32, f16, bf16 | `f32` `f16` `bf16` | 32, 16 | – | – | [`Format`] |
 //! | FP4 (E2M1) | `fp4-g32` `-g64` `-g128` | 4 | f16 per group | – | [`group`], [`fp4`] |
 //! | MXFP4 | `mxfp4` | 4 | E8M0 per 32 | – | [`group`], [`e8m0`] |
 //! | NVFP4 | `nvfp4` | 4 | E4M3 per 16, f32 per tensor | – | [`group`], [`fp8`] |
@@ -19,8 +21,9 @@
 //! | GGUF K-quants | `q2_k` … `q6_k` | 2 … 6 | 4 to 8 bits per 16 or 32, f16 per 256 | as the scale | [`ggml`] |
 //! | GGUF MXFP4 | `mxfp4_ggml` | 4 | E8M0 per 32 | – | [`ggml`] |
 //!
-//! [`layouts`] moves codes from and to the files of other projects (GPTQ, AWQ, compressed-tensors, gpt-oss), [`pack`] packs codes
-//! into bits, and [`hadamard`] has the rotations that some quantisers apply first.
+//! [`layouts`] moves codes from and to the files of other projects (GPTQ, AWQ, compressed-tensors,
+//! gpt-oss), [`pack`] packs codes into bits, and [`hadamard`] has the rotations that some
+//! quantisers apply first.
 //!
 //! ```
 //! use marlin_formats::{AffineRow, Format, encode};
@@ -44,7 +47,8 @@
 //!
 //! # What encoding does with difficult values
 //!
-//! Rounding is to nearest, ties to even, except in ggml's legacy formats and MXFP4 block, which follow ggml to the bit.
+//! Rounding is to nearest, ties to even, except in ggml's legacy formats and MXFP4 block, which
+//! follow ggml to the bit.
 //!
 //! | format | NaN | ±∞ | too large | too small |
 //! |---|---|---|---|---|
@@ -55,7 +59,7 @@
 pub mod affine;
 pub mod e8m0;
 mod error;
-pub mod float;
+mod float;
 mod format;
 pub mod fp4;
 pub mod fp8;
@@ -66,6 +70,7 @@ pub mod layouts;
 mod matrix;
 mod name;
 pub mod pack;
+mod round;
 mod strided;
 pub mod tile;
 

@@ -2,10 +2,11 @@
 
 use crate::{AffineRow, Format, FormatError, Part, Sizes, StridedView, float, ggml, group};
 
-/// A matrix `[rows, cols]` in packed bytes that it borrows: row = output feature, columns contiguous along `k`.
+/// A matrix `[rows, cols]` in packed bytes that it borrows: row = output feature, columns
+/// contiguous along `k`.
 ///
-/// The fields are public for kernels to read; [`Matrix::new`] is what checks them, and the methods may panic on a matrix that was
-/// put together without it.
+/// The fields are public for kernels to read; [`Matrix::new`] is what checks them, and the methods
+/// may panic on a matrix that was put together without it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Matrix<'a> {
     /// Number format.
@@ -28,8 +29,8 @@ impl<'a> Matrix<'a> {
     /// A matrix over existing bytes.
     ///
     /// # Errors
-    /// The format makes no sense, `cols` does not divide into its blocks, a buffer's length is not what format and shape say,
-    /// or `tensor_scale` is not 1 for a format that has none.
+    /// The format makes no sense, `cols` does not divide into its blocks, a buffer's length is not
+    /// what format and shape say, or `tensor_scale` is not 1 for a format that has none.
     pub fn new(
         format: Format,
         rows: usize,
@@ -90,8 +91,9 @@ impl<'a> Matrix<'a> {
 
     /// The values of one row.
     ///
-    /// For ggml types the result is that of gguf-py to the bit; for group formats it is `V(code) × (scale × tensor_scale)`,
-    /// each product rounded to f32 (asymmetric: `V(code) = code − zero`, an integer).
+    /// For ggml types the result is that of gguf-py to the bit; for group formats it is `V(code) ×
+    /// (scale × tensor_scale)`, each product rounded to f32 (asymmetric: `V(code) = code − zero`,
+    /// an integer).
     ///
     /// # Panics
     /// `row` is out of range, or `out` is not `cols` long.
@@ -205,8 +207,8 @@ impl OwnedMatrix {
 /// Encodes a contiguous row-major `rows × cols` matrix, rounding to nearest.
 ///
 /// # Errors
-/// `src` is not `rows × cols` long; the format and `cols` do not go together; a value that the format cannot represent
-/// (see the crate's table), with its row and column.
+/// `src` is not `rows × cols` long; the format and `cols` do not go together; a value that the
+/// format cannot represent (see the crate's table), with its row and column.
 pub fn encode(
     format: Format,
     rows: usize,
@@ -216,7 +218,8 @@ pub fn encode(
     encode_strided(format, StridedView::contiguous(src, rows, cols)?)
 }
 
-/// Encodes a matrix that need not be contiguous, without copying more of it than a few rows at a time.
+/// Encodes a matrix that need not be contiguous, without copying more of it than a few rows at a
+/// time.
 ///
 /// # Errors
 /// As [`encode`].

@@ -1,10 +1,11 @@
 //! Names of the formats, as in file metadata and on the command line.
 //!
-//! Floats and ggml types have ggml's names in lower case (`f16`, `q4_k`); ggml's MXFP4 block is `mxfp4_ggml`, because
-//! `mxfp4` is the same numbers in OCP's own layout. Group formats are
-//! `code[-asym]-group[-scale][-scaled]`: code `fp4 int2 int3 int4 int8 fp8`; group `g32`, `channel`, `block` (128×128) or
-//! `block64x32`; the scale's type only where it is not the usual one (f16, and f32 for 8-bit codes); `scaled` for a scale per
-//! tensor. `mxfp4` and `nvfp4` have no other name.
+//! Floats and ggml types have ggml's names in lower case (`f16`, `q4_k`); ggml's MXFP4 block is
+//! `mxfp4_ggml`, because `mxfp4` is the same numbers in OCP's own layout. Group formats are
+//! `code[-asym]-group[-scale][-scaled]`: code `fp4 int2 int3 int4 int8 fp8`; group `g32`,
+//! `channel`, `block` (128×128) or `block64x32`; the scale's type only where it is not the usual
+//! one (f16, and f32 for 8-bit codes); `scaled` for a scale per tensor. `mxfp4` and `nvfp4` have no
+//! other name.
 
 use std::fmt;
 use std::str::FromStr;

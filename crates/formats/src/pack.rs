@@ -1,8 +1,9 @@
 //! Codes as a dense string of bits: the native layout of [`crate::group`]'s codes and zero points.
 //!
-//! Code `i` of a string occupies its bits `[i·b, (i+1)·b)`, bit `n` being bit `n mod 8` of byte `n / 8`; the string is padded
-//! with zero bits to whole bytes. So 4-bit codes lie low nibble first, and 32 3-bit codes fill three little-endian u32, as in
-//! GPTQ; read as little-endian u32, 2-, 4- and 8-bit codes are in the order of compressed-tensors' `pack-quantized`.
+//! Code `i` of a string occupies its bits `[i·b, (i+1)·b)`, bit `n` being bit `n mod 8` of byte `n
+//! / 8`; the string is padded with zero bits to whole bytes. So 4-bit codes lie low nibble first,
+//! and 32 3-bit codes fill three little-endian u32, as in GPTQ; read as little-endian u32, 2-, 4-
+//! and 8-bit codes are in the order of compressed-tensors' `pack-quantized`.
 
 /// Bytes of `n` codes of `bits` bits.
 pub const fn packed_bytes(bits: u32, n: usize) -> usize {

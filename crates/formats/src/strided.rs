@@ -2,8 +2,9 @@
 
 use crate::FormatError;
 
-/// A `rows × cols` view into a slice: element `(r, c)` is `data[offset + r·row_stride + c·col_stride]`. Strides are in elements
-/// and may be zero or negative (a transposed, reversed or broadcast matrix), so that no copy is needed to encode one.
+/// A `rows × cols` view into a slice: element `(r, c)` is `data[offset + r·row_stride +
+/// c·col_stride]`. Strides are in elements and may be zero or negative (a transposed, reversed or
+/// broadcast matrix), so that no copy is needed to encode one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StridedView<'a, T> {
     data: &'a [T],

@@ -1,4 +1,5 @@
-//! Q2_K to Q6_K: super-blocks of 256 columns, whose groups' scales are themselves small integers times an f16.
+//! Q2_K to Q6_K: super-blocks of 256 columns, whose groups' scales are themselves small integers
+//! times an f16.
 //!
 //! Where the bits of column `c` lie, with `h = c / 128`, `l = c mod 32`:
 //!
@@ -38,7 +39,8 @@ fn pack_plane(codes: &[u8; 256], from: u32, plane: &mut [u8]) {
     }
 }
 
-/// Four bits per column, from 128 bytes, in runs of `run` columns: a run of low nibbles, then one of high nibbles.
+/// Four bits per column, from 128 bytes, in runs of `run` columns: a run of low nibbles, then one
+/// of high nibbles.
 fn unpack_nibbles(qs: &[u8], run: usize, codes: &mut [u8; 256]) {
     for (c, code) in codes.iter_mut().enumerate() {
         let byte = qs[run * (c / (2 * run)) + c % run];
@@ -53,8 +55,9 @@ fn pack_nibbles(codes: &[u8; 256], run: usize, qs: &mut [u8]) {
     }
 }
 
-/// The 6-bit scales and minimums of Q4_K and Q5_K: of groups 0–3 in the low six bits of bytes 0–3 and 4–7; of groups 4–7 the low
-/// four bits in the nibbles of bytes 8–11 and the high two on top of bytes 0–3 and 4–7.
+/// The 6-bit scales and minimums of Q4_K and Q5_K: of groups 0–3 in the low six bits of bytes 0–3
+/// and 4–7; of groups 4–7 the low four bits in the nibbles of bytes 8–11 and the high two on top of
+/// bytes 0–3 and 4–7.
 fn unpack_scale_min(packed: &[u8], scales: &mut [i8; 16], mins: &mut [u8; 16]) {
     for g in 0..4 {
         scales[g] = (packed[g] & 63) as i8;
@@ -78,7 +81,8 @@ pub(super) fn unpack_q2_k(bytes: &[u8], out: &mut Block) {
 pub(super) fn unpack_q3_k(bytes: &[u8], out: &mut Block) {
     unpack_pairs(&bytes[32..96], &mut out.codes);
     unpack_plane(&bytes[..32], 2, &mut out.codes);
-    // Six bits each: the low four in the nibbles of bytes 0–7, the high two in the pairs of bytes 8–11; offset 32.
+    // Six bits each: the low four in the nibbles of bytes 0–7, the high two in the pairs of bytes
+    // 8–11; offset 32.
     let packed = &bytes[96..108];
     for g in 0..16 {
         let low = packed[g % 8] >> (4 * (g / 8)) & 15;

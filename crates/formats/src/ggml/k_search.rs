@@ -1,20 +1,26 @@
-//! The search behind the K-quants' encoders: scales (and minimums) of the groups of one super-block of 256 values.
+//! The search behind the K-quants' encoders: scales (and minimums) of the groups of one super-block
+//! of 256 values.
 //!
-//! Each group first gets the real-valued scale and minimum of least squared error over a sweep of step sizes, every step
-//! refitted by least squares to the codes it leads to. Then the groups' scales are rounded to small multiples of the
-//! super-block's f16, and every group tries the neighbouring multiples again with the codes that belong to them.
+//! Each group first gets the real-valued scale and minimum of least squared error over a sweep of
+//! step sizes, every step refitted by least squares to the codes it leads to. Then the groups'
+//! scales are rounded to small multiples of the super-block's f16, and every group tries the
+//! neighbouring multiples again with the codes that belong to them.
 //!
-//! The result is never worse, in squared error over the super-block, than the plain "covering" choice, in which steps are rounded up so that no
-//! value is clipped; it is tried as well, and the better of the two is kept. That proves the bound: with `R` the largest range of
-//! any group (widened to contain 0; for the symmetric types the largest magnitude `A`), codes `0..=n` and multiples `0..=q`,
+//! The result is never worse, in squared error over the super-block, than the plain "covering"
+//! choice, in which steps are rounded up so that no value is clipped; it is tried as well, and the
+//! better of the two is kept. That proves the bound: with `R` the largest range of any group
+//! (widened to contain 0; for the symmetric types the largest magnitude `A`), codes `0..=n` and
+//! multiples `0..=q`, as f16 rounds to one part in 2^10:
 //!
-//! `rms error ≤ ½ · R/n · (1 + 1/q)² · (1 + 2^−9)`, and for codes `−n..n`, `rms error ≤ ½ · A/(n − ½) · (1 + 1/q) · (1 + 2^−9)`,
+//! - with minimums: `rms error ≤ ½ · R/n · (1 + 1/q)² · (1 + 2^−9)`;
+//! - symmetric, codes `−n..n`: `rms error ≤ ½ · A/(n − ½) · (1 + 1/q) · (1 + 2^−9)`;
 //!
 //! as long as the f16 numbers involved are not denormal.
 
 use half::f16;
 
 use super::{ScaleOverflow, argmax_magnitude, to_f16};
+use crate::round::nearest;
 
 /// A super-block with minimums: `x ≈ d·scales[g]·code − dmin·mins[g]`.
 pub(super) struct WithMinimums {
@@ -30,14 +36,6 @@ pub(super) struct Symmetric {
     pub(super) d: f16,
     pub(super) scales: [i8; 16],
     pub(super) codes: [u8; 256],
-}
-
-/// Nearest integer, ties to even, of a magnitude below 2^22: adding 1.5 · 2^23 leaves no bits for a fraction. Unlike `round_ties_even`
-/// it is two additions on every instruction set.
-#[inline]
-fn nearest(x: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0;
-    (x + MAGIC) - MAGIC
 }
 
 /// The smallest f16 that is not below a non-negative `x`.
@@ -95,20 +93,18 @@ fn range(x: &[f32]) -> (f32, f32) {
     })
 }
 
-/// Steps to try, as fractions of the one that just covers the range: finer ones for finer codes, whose best step is nearer.
+/// Steps to try, as fractions of the one that just covers the range: finer ones for finer codes,
+/// whose best step is nearer.
 fn sweep(n: f32) -> &'static [f32] {
     if n > 8.0 {
-        &[
-            1.06, 1.04, 1.02, 1.0, 0.985, 0.97, 0.955, 0.94, 0.92, 0.90, 0.87,
-        ]
+        &[1.06, 1.04, 1.02, 1.0, 0.985, 0.97, 0.955, 0.94, 0.92, 0.90, 0.87]
     } else {
-        &[
-            1.03, 1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.81, 0.77, 0.73, 0.68,
-        ]
+        &[1.03, 1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.81, 0.77, 0.73, 0.68]
     }
 }
 
-/// The step and (non-positive) minimum of least squared error for the codes that `step` and `min` lead to.
+/// The step and (non-positive) minimum of least squared error for the codes that `step` and `min`
+/// lead to.
 fn refit_with_minimum(x: &[f32], sum_x: f32, step: f32, min: f32, n: f32) -> Option<(f32, f32)> {
     let inverse = 1.0 / step;
     let count = x.len() as f32;
@@ -231,7 +227,8 @@ pub(super) fn with_minimums(
     best.map(|(_, block)| block).ok_or(ScaleOverflow)
 }
 
-/// The step of least squared error for one group, its sign chosen with it: codes reach further below zero than above.
+/// The step of least squared error for one group, its sign chosen with it: codes reach further
+/// below zero than above.
 fn fit_symmetric(x: &[f32], n: f32) -> f32 {
     let extreme = x[argmax_magnitude(x)];
     let covering = -extreme / n;
@@ -263,7 +260,8 @@ fn fit_symmetric(x: &[f32], n: f32) -> f32 {
     best
 }
 
-/// A symmetric super-block in groups of 16 values, codes `−n..n` stored with offset `n`, multiples `−q−1..=q`.
+/// A symmetric super-block in groups of 16 values, codes `−n..n` stored with offset `n`, multiples
+/// `−q−1..=q`.
 pub(super) fn symmetric(x: &[f32], n: u8, q: u8) -> Result<Symmetric, ScaleOverflow> {
     let (n, q) = (f32::from(n), f32::from(q));
     let mut fits = [0.0; 16];

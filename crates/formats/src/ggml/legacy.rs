@@ -1,8 +1,9 @@
 //! Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0: one f16 scale (and minimum) per 32 columns.
 //!
-//! The encoders follow ggml's reference quantisers (`quantize_row_q4_0_ref` and so on) to the bit. Their order of operations, in f32:
-//! `d` from the extreme values, its reciprocal, then `trunc(x · (1/d) + offset + ½)`; the codes belong to `d` before it is rounded
-//! to f16. So `|error| ≤ |d|/2`, but `|d|` at the end that the symmetric types' code range lacks, plus what rounding `d` to f16
+//! The encoders follow ggml's reference quantisers (`quantize_row_q4_0_ref` and so on) to the bit.
+//! Their order of operations, in f32: `d` from the extreme values, its reciprocal, then `trunc(x ·
+//! (1/d) + offset + ½)`; the codes belong to `d` before it is rounded to f16. So `|error| ≤ |d|/2`,
+//! but `|d|` at the end that the symmetric types' code range lacks, plus what rounding `d` to f16
 //! moves the values, `2^−11 |d| · 2^bits`.
 
 use half::f16;
@@ -80,7 +81,8 @@ fn symmetric(x: &[f32], half_range: u8) -> Result<(f16, [u8; N]), ScaleOverflow>
     let id = reciprocal(d);
     let mut codes = [0; N];
     for (code, &x) in codes.iter_mut().zip(x) {
-        // `as` truncates and saturates; NaN (0 times an infinite reciprocal of a denormal) becomes 0.
+        // `as` truncates and saturates; NaN (0 times an infinite reciprocal of a denormal) becomes
+        // 0.
         *code = ((x * id + (offset + 0.5)) as u8).min(2 * half_range - 1);
     }
     Ok((to_f16(d)?, codes))

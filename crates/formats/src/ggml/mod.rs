@@ -1,7 +1,8 @@
-//! The block formats of ggml, as stored in GGUF files (`ggml-common.h`; reference decoders in `ggml-quants.c` and gguf-py's
-//! `quants.py`).
+//! The block formats of ggml, as stored in GGUF files (`ggml-common.h`; reference decoders in
+//! `ggml-quants.c` and gguf-py's `quants.py`).
 //!
-//! A row is a sequence of blocks of 32 or 256 columns. All multi-byte fields are little-endian; `f16` is IEEE 754 binary16.
+//! A row is a sequence of blocks of 32 or 256 columns. All multi-byte fields are little-endian;
+//! `f16` is IEEE 754 binary16.
 //!
 //! | type | columns | bytes | fields in order |
 //! |---|---|---|---|
@@ -17,14 +18,15 @@
 //! | Q5_K | 256 | 176 | `d: f16`, `dmin: f16`, `scales: [u8; 12]`, `qh: [u8; 32]`, `qs: [u8; 128]` |
 //! | Q6_K | 256 | 210 | `ql: [u8; 128]`, `qh: [u8; 64]`, `scales: [i8; 16]`, `d: f16` |
 //!
-//! Of 32-column blocks, byte `j` of `qs` holds columns `j` (low nibble) and `j + 16` (high nibble), and bit `i` of `qh` is column
-//! `i`'s fifth bit. The order of the K-quants' bits is described where they are unpacked, in `k_quants.rs`.
+//! Of 32-column blocks, byte `j` of `qs` holds columns `j` (low nibble) and `j + 16` (high nibble),
+//! and bit `i` of `qh` is column `i`'s fifth bit. The order of the K-quants' bits is described
+//! where they are unpacked, in `k_quants.rs`.
 //!
 //! # Encoding
 //!
-//! The 32-column types are encoded as ggml's reference does, to the bit. The K-quants have a search of our own
-//! (`k_search.rs`) with a proven bound on the error. NaN, infinities and values that overflow an f16 scale are refused, where ggml
-//! would store them as such.
+//! The 32-column types are encoded as ggml's reference does, to the bit. The K-quants have a search
+//! of our own (`k_search.rs`) with a proven bound on the error. NaN, infinities and values that
+//! overflow an f16 scale are refused, where ggml would store them as such.
 
 mod k_quants;
 mod k_search;

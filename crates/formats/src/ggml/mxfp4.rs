@@ -1,7 +1,8 @@
 //! ggml's MXFP4 block: the numbers of OCP's MXFP4 with the nibbles of ggml's other 32-column types.
 //!
-//! Three things differ from [`crate::Format::MXFP4`]: columns `j` and `j + 16` share a byte; code 8 means +0, and E8M0 255 means
-//! `2^128` rather than NaN (ggml does not look for it); and encoding breaks ties between neighbouring magnitudes towards zero.
+//! Three things differ from [`crate::Format::MXFP4`]: columns `j` and `j + 16` share a byte; code 8
+//! means +0, and E8M0 255 means `2^128` rather than NaN (ggml does not look for it); and encoding
+//! breaks ties between neighbouring magnitudes towards zero.
 
 use super::{Block, ScaleOverflow, argmax_magnitude};
 use crate::fp4::E2M1_DOUBLED;
@@ -25,7 +26,8 @@ pub(super) fn unpack(bytes: &[u8], out: &mut Block) {
 pub(super) fn encode(x: &[f32], out: &mut [u8]) -> Result<(), ScaleOverflow> {
     let amax = x[argmax_magnitude(x)].abs();
     let e = if amax > 0.0 {
-        // ggml takes the logarithm in f32, which rounds up to the next integer just below a power of two.
+        // ggml takes the logarithm in f32, which rounds up to the next integer just below a power
+        // of two.
         let log2 = f64::from(amax).log2() as f32;
         (log2.floor() - 2.0 + 127.0).clamp(0.0, 254.0) as u8
     } else {
@@ -39,14 +41,18 @@ pub(super) fn encode(x: &[f32], out: &mut [u8]) -> Result<(), ScaleOverflow> {
     Ok(())
 }
 
-/// The first code whose value is nearest.
+/// The first code whose value is nearest. Negative values mirror positive ones, but that 0 is
+/// always code 0, the first of its two.
 fn nearest(x: f32, d: f32) -> u8 {
-    let error = |code: u8| (f32::from(E2M1_DOUBLED[usize::from(code)]) * d - x).abs();
+    let a = x.abs();
     let mut best = 0;
-    for code in 1..16 {
-        if error(code) < error(best) {
-            best = code;
+    let mut best_error = a;
+    for (code, value) in E2M1_DOUBLED[..8].iter().enumerate() {
+        let error = (f32::from(*value) * d - a).abs();
+        if error < best_error {
+            best_error = error;
+            best = code as u8;
         }
     }
-    best
+    if x < 0.0 && best > 0 { best | 8 } else { best }
 }

@@ -3,7 +3,8 @@
 use super::{INT8_SIGN, read_scale};
 use crate::{AffineRow, Code, GroupFormat, Matrix, fp4, fp8, pack};
 
-/// The grid row that holds the scales of a row: index of its first scale, and its packed zero points.
+/// The grid row that holds the scales of a row: index of its first scale, and its packed zero
+/// points.
 fn grid_row<'a>(matrix: &Matrix<'a>, format: &GroupFormat, row: usize) -> (usize, usize, &'a [u8]) {
     let (_, grid_cols) = format.grid(matrix.rows, matrix.cols);
     let grid_row = row / format.group_rows();

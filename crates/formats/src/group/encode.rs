@@ -4,7 +4,7 @@ use half::f16;
 
 use crate::{
     Code, Format, FormatError, GroupFormat, OwnedMatrix, ScaleType, StridedView, e8m0, fp4, fp8,
-    pack,
+    pack, round::nearest,
 };
 
 /// Scale and zero point of one group, as they will be read back.
@@ -115,8 +115,8 @@ fn check_finite(format: &GroupFormat, row: usize, values: &[f32]) -> Result<(), 
     }
 }
 
-/// NVFP4's first level: maps the tensor's largest magnitude to the largest code times the largest scale. With scales that have
-/// a range of their own there is nothing to gain, and the factor is 1.
+/// NVFP4's first level: maps the tensor's largest magnitude to the largest code times the largest
+/// scale. With scales that have a range of their own there is nothing to gain, and the factor is 1.
 fn tensor_scale(
     format: &GroupFormat,
     src: &StridedView<'_, f32>,
@@ -203,7 +203,8 @@ fn encode_codes(
     codes: &mut [u8],
 ) {
     let scale = params.scale * tensor_scale;
-    // A scale that underflowed makes every value 0, whatever the code; NaN alone still has to be told apart.
+    // A scale that underflowed makes every value 0, whatever the code; NaN alone still has to be
+    // told apart.
     let scaled = |x: f32| {
         if scale > 0.0 || x.is_nan() { x / scale } else { 0.0 }
     };
@@ -224,8 +225,8 @@ fn encode_codes(
                 if format.zero { f32::from(params.zero) } else { f32::from(format.offset()) };
             let flip = if format.is_twos_complement() { super::INT8_SIGN } else { 0 };
             for (code, &x) in codes.iter_mut().zip(values) {
-                let rounded = scaled(x).round_ties_even() + offset;
-                *code = rounded.clamp(0.0, max_code) as u8 ^ flip;
+                let in_range = scaled(x).clamp(-offset, max_code - offset);
+                *code = (nearest(in_range) + offset) as u8 ^ flip;
             }
         }
     }

@@ -18,7 +18,8 @@ use crate::{Code, FormatError, Matrix};
 
 const LAYOUT: &str = "AWQ";
 
-/// Which of the eight outputs each nibble of a word holds, lowest nibble first: the order in which the kernel's f16 pairs come out.
+/// Which of the eight outputs each nibble of a word holds, lowest nibble first: the order in which
+/// the kernel's f16 pairs come out.
 pub const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 
 /// Shape of one layer.
@@ -52,8 +53,8 @@ fn shift(row: usize) -> usize {
 /// Reads one layer.
 ///
 /// # Errors
-/// Outputs that are not a multiple of 8, inputs that do not divide into groups, or a tensor of another length than the shape
-/// calls for.
+/// Outputs that are not a multiple of 8, inputs that do not divide into groups, or a tensor of
+/// another length than the shape calls for.
 pub fn unpack<'a>(config: &Config, tensors: &Tensors<'_>) -> Result<Imported<'a>, FormatError> {
     let Config { rows, cols, .. } = *config;
     let size = config.group_size.unwrap_or(cols);
@@ -90,8 +91,8 @@ pub fn unpack<'a>(config: &Config, tensors: &Tensors<'_>) -> Result<Imported<'a>
 /// Writes one layer: `qweight`, `qzeros` and `scales`.
 ///
 /// # Errors
-/// The matrix has no 4-bit integer codes in groups of columns or whole rows, rows that are not a multiple of 8, or a scale that
-/// is not an f16.
+/// The matrix has no 4-bit integer codes in groups of columns or whole rows, rows that are not a
+/// multiple of 8, or a scale that is not an f16.
 pub fn pack(matrix: &Matrix<'_>) -> Result<Vec<Tensor<'static>>, FormatError> {
     let source = IntegerMatrix::new(LAYOUT, matrix)?;
     let (rows, cols, groups) = (matrix.rows, matrix.cols, source.groups);

@@ -1,18 +1,24 @@
 //! Checkpoints of compressed-tensors (llm-compressor, vLLM), and FP8 checkpoints in general.
 //!
-//! For a matrix of `rows` outputs and `cols` inputs, with a grid of scales `[rows, G]` (G = 1 for channels) or
-//! `[⌈rows/128⌉, ⌈cols/128⌉]`; `p = ⌊32/b⌋` codes of `b` bits go into a word:
+//! For a matrix of `rows` outputs and `cols` inputs, with a grid of scales `[rows, G]` (G = 1 for
+//! channels) or `[⌈rows/128⌉, ⌈cols/128⌉]`; `p = ⌊32/b⌋` codes of `b` bits go into a word:
 //!
 //! | compressor | tensors |
 //! |---|---|
-//! | `pack-quantized` | `weight_packed` i32 `[rows, ⌈cols/p⌉]`, code `i` of a word at bit `b·i`, signed values plus `2^(b−1)`; `weight_scale`; asymmetric: `weight_zero_point` i32 `[⌈rows/p⌉, G]`, packed down the rows; `weight_shape` i64 `[2]`; with `actorder` also `weight_g_idx` i32 `[cols]` |
-//! | `int-quantized` | `weight` i8 `[rows, cols]`; `weight_scale`; asymmetric: `weight_zero_point` i8 like the scale |
-//! | `float-quantized` | `weight` E4M3 `[rows, cols]`; `weight_scale` (DeepSeek: `weight_scale_inv`, which is the same multiplier) |
-//! | `nvfp4-pack-quantized` | `weight_packed` u8 `[rows, cols/2]`, low nibble first; `weight_scale` E4M3 `[rows, cols/16]`; `weight_global_scale` f32 `[1]`, see [`GlobalScale`] |
-//! | `mxfp4-pack-quantized` | `weight_packed` u8 `[rows, cols/2]`; `weight_scale` E8M0 as u8 `[rows, cols/32]` |
+//! | `pack-quantized` | `weight_packed` i32 `[rows, ⌈cols/p⌉]`; `weight_scale`; `weight_shape` i64 `[2]` |
+//! | … asymmetric | `weight_zero_point` i32 `[⌈rows/p⌉, G]`, packed down the rows |
+//! | … with `actorder` | `weight_g_idx` i32 `[cols]`: the group of every column |
+//! | `int-quantized` | `weight` i8 `[rows, cols]`; `weight_scale`; `weight_zero_point` i8 if asymmetric |
+//! | `float-quantized` | `weight` E4M3 `[rows, cols]`; `weight_scale` |
+//! | `nvfp4-pack-quantized` | `weight_packed` u8 `[rows, cols/2]`; `weight_scale` E4M3; `weight_global_scale` f32 `[1]` |
+//! | `mxfp4-pack-quantized` | `weight_packed` u8 `[rows, cols/2]`; `weight_scale` E8M0 as u8 |
 //!
-//! `weight = scale × (code − zero)`. Scales are f16, bf16 or f32. Where the packed bytes are those of the native layout (4- and 2-bit words without padding,
-//! symmetric 8-bit integers, FP8, NVFP4, MXFP4), the matrix borrows them.
+//! `weight = scale × (code − zero)`. Code `i` of a word is at bit `b·i` and holds the signed value
+//! plus `2^(b−1)`; bytes of two codes hold the first in the low nibble. Scales are f16, bf16 or f32,
+//! but E4M3 `[rows, cols/16]` for NVFP4 (with [`GlobalScale`]) and E8M0 `[rows, cols/32]` for MXFP4.
+//! DeepSeek's `weight_scale_inv` is the same multiplier as `weight_scale`. Where the packed bytes are those
+//! of the native layout (4- and 2-bit words without padding, symmetric 8-bit integers, FP8, NVFP4,
+//! MXFP4), the matrix borrows them.
 
 use std::borrow::Cow;
 
@@ -105,7 +111,8 @@ pub struct PackedTensors<'a> {
 /// Reads a `pack-quantized` layer.
 ///
 /// # Errors
-/// A width other than 2, 3, 4 or 8, scales that are neither per group nor per channel, or a tensor of another length than the shape calls for.
+/// A width other than 2, 3, 4 or 8, scales that are neither per group nor per channel, or a tensor
+/// of another length than the shape calls for.
 pub fn unpack_integers<'a>(
     config: &PackedConfig,
     tensors: &PackedTensors<'a>,
@@ -179,10 +186,12 @@ pub fn unpack_integers<'a>(
     .import()
 }
 
-/// Reads an `int-quantized` layer: `weight` i8 `[rows, cols]`, and for asymmetric ones a zero point i8 per scale.
+/// Reads an `int-quantized` layer: `weight` i8 `[rows, cols]`, and for asymmetric ones a zero point
+/// i8 per scale.
 ///
 /// # Errors
-/// A tensor has another length than the shape calls for, or zero points go with scales per tensor or block.
+/// A tensor has another length than the shape calls for, or zero points go with scales per tensor
+/// or block.
 pub fn unpack_int8<'a>(
     rows: usize,
     cols: usize,
@@ -269,10 +278,12 @@ pub enum GlobalScale {
     Multiplier(f32),
 }
 
-/// Reads an NVFP4 layer: `weight_packed` u8 `[rows, cols/2]`, `weight_scale` E4M3 `[rows, cols/16]`.
+/// Reads an NVFP4 layer: `weight_packed` u8 `[rows, cols/2]`, `weight_scale` E4M3 `[rows,
+/// cols/16]`.
 ///
 /// # Errors
-/// A tensor has another length than the shape calls for, or the global scale is not a positive finite number.
+/// A tensor has another length than the shape calls for, or the global scale is not a positive
+/// finite number.
 pub fn unpack_nvfp4<'a>(
     rows: usize,
     cols: usize,
@@ -305,7 +316,8 @@ pub fn unpack_nvfp4<'a>(
     .checked()
 }
 
-/// The compressor's name, as `format` in a checkpoint's `quantization_config`, that stores matrices of a format.
+/// The compressor's name, as `format` in a checkpoint's `quantization_config`, that stores matrices
+/// of a format.
 pub fn compressor(format: Format) -> Option<&'static str> {
     match format {
         Format::MXFP4 => Some("mxfp4-pack-quantized"),

@@ -1,16 +1,17 @@
 //! GPTQ checkpoints (AutoGPTQ's and GPTQModel's `QuantLinear`).
 //!
-//! For a matrix of `rows` outputs and `cols` inputs in `G` groups of inputs, with codes of `b` = 2, 3, 4 or 8 bits:
+//! For a matrix of `rows` outputs and `cols` inputs in `G` groups of inputs, with codes of `b` = 2,
+//! 3, 4 or 8 bits:
 //!
 //! | tensor | type and shape | contents |
 //! |---|---|---|
-//! | `qweight` | i32 `[cols·b/32, rows]` | down every column of words, the codes of one output as one string of bits, lowest first |
-//! | `qzeros` | i32 `[G, rows·b/32]` | along every row of words, the zero points of one group likewise; see [`ZeroPoint`] |
+//! | `qweight` | i32 `[cols·b/32, rows]` | down each column, the codes of one output as a string of bits, lowest first |
+//! | `qzeros` | i32 `[G, rows·b/32]` | along each row, the zero points of one group likewise; see [`ZeroPoint`] |
 //! | `scales` | f16 `[G, rows]` | |
 //! | `g_idx` | i32 `[cols]` | the group of every input; absent or ascending unless `desc_act` |
 //!
-//! `weight[row, col] = scales[g, row] × (code − zero)`, `g = g_idx[col]`. (In 3-bit files 32 codes fill three words, two codes
-//! straddling the seams.)
+//! `weight[row, col] = scales[g, row] × (code − zero)`, `g = g_idx[col]`. (In 3-bit files 32 codes
+//! fill three words, two codes straddling the seams.)
 
 use super::{
     Dtype, Floats, Imported, IntegerMatrix, Source, Tensor, Words, check_floats, check_len,
@@ -90,8 +91,8 @@ fn words_of(what: &str, n: usize, b: u32) -> Result<usize, FormatError> {
 /// Reads one layer.
 ///
 /// # Errors
-/// A width other than 2, 3, 4 or 8; columns that do not divide into groups and words; a tensor of another length than shape and
-/// width call for; groups of uneven size in `g_idx`.
+/// A width other than 2, 3, 4 or 8; columns that do not divide into groups and words; a tensor of
+/// another length than shape and width call for; groups of uneven size in `g_idx`.
 pub fn unpack<'a>(config: &Config, tensors: &Tensors<'_>) -> Result<Imported<'a>, FormatError> {
     let Config { rows, cols, bits, .. } = *config;
     integer_code(LAYOUT, bits)?;
@@ -134,11 +135,12 @@ pub fn unpack<'a>(config: &Config, tensors: &Tensors<'_>) -> Result<Imported<'a>
 
 /// Writes one layer: `qweight`, `qzeros`, `scales` and `g_idx`.
 ///
-/// `column_order` is that of [`Imported`], if the columns of `matrix` are in another order than the model's.
+/// `column_order` is that of [`Imported`], if the columns of `matrix` are in another order than the
+/// model's.
 ///
 /// # Errors
-/// The matrix has no integer codes in groups of columns or whole rows; rows or columns do not fill words; a scale is not an f16;
-/// `column_order` is not a permutation of the columns.
+/// The matrix has no integer codes in groups of columns or whole rows; rows or columns do not fill
+/// words; a scale is not an f16; `column_order` is not a permutation of the columns.
 pub fn pack(
     matrix: &Matrix<'_>,
     zero_point: ZeroPoint,

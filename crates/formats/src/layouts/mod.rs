@@ -1,7 +1,9 @@
-//! The packed tensors of other projects' checkpoints, to and from the native layout of [`crate::group`].
+//! The packed tensors of other projects' checkpoints, to and from the native layout of
+//! [`crate::group`].
 //!
-//! Codes move from one packing to the other one by one, through no third representation; where the bytes of the two agree
-//! they are not moved at all ([`Imported`] borrows them, from a mapped file for instance).
+//! Codes move from one packing to the other one by one, through no third representation; where the
+//! bytes of the two agree they are not moved at all ([`Imported`] borrows them, from a mapped file
+//! for instance).
 //!
 //! | module | projects | orientation of the codes |
 //! |---|---|---|
@@ -10,9 +12,10 @@
 //! | [`compressed_tensors`] | compressed-tensors (vLLM, llm-compressor), DeepSeek's FP8 | `[rows, k]`, packed along `k` |
 //! | [`mxfp4`] | gpt-oss, and ggml's MXFP4 block | `[rows, k]` |
 //!
-//! Tensors come in and go out as little-endian bytes, as safetensors files hold them. A matrix whose zero points are all in
-//! the middle of the code's range comes out as the symmetric format. Scales of 8-bit codes become f32; of narrower codes f16 if all
-//! of them fit exactly (bf16 scales above 2^−14 do), otherwise f32: no scale is rounded on the way in.
+//! Tensors come in and go out as little-endian bytes, as safetensors files hold them. A matrix
+//! whose zero points are all in the middle of the code's range comes out as the symmetric format.
+//! Scales of 8-bit codes become f32; of narrower codes f16 if all of them fit exactly (bf16 scales
+//! above 2^−14 do), otherwise f32: no scale is rounded on the way in.
 
 pub mod awq;
 pub mod compressed_tensors;
@@ -80,8 +83,9 @@ pub struct Imported<'a> {
     pub zeros: Cow<'a, [u8]>,
     /// As [`Matrix::tensor_scale`].
     pub tensor_scale: f32,
-    /// Set if the file's groups are not runs of columns (GPTQ's `desc_act`, compressed-tensors' `actorder`): column `j` of the matrix
-    /// is the file's column `column_order[j]`, so the input is to be gathered in this order before it is multiplied.
+    /// Set if the file's groups are not runs of columns (GPTQ's `desc_act`, compressed-tensors'
+    /// `actorder`): column `j` of the matrix is the file's column `column_order[j]`, so the input
+    /// is to be gathered in this order before it is multiplied.
     pub column_order: Option<Vec<u32>>,
 }
 
@@ -227,7 +231,8 @@ fn store_scales<'a>(
     }
 }
 
-/// An integer matrix of a foreign layout, described by where its parts are. Codes and zero points are unsigned.
+/// An integer matrix of a foreign layout, described by where its parts are. Codes and zero points
+/// are unsigned.
 struct Source<C, S, Z> {
     layout: &'static str,
     bits: u32,
@@ -314,7 +319,8 @@ where
     }
 }
 
-/// Visits every (row, column) tile by tile, so that a transposition touches few cache lines at a time.
+/// Visits every (row, column) tile by tile, so that a transposition touches few cache lines at a
+/// time.
 fn for_each_in_tiles(rows: usize, cols: usize, mut visit: impl FnMut(usize, usize)) {
     const TILE: usize = 64;
     for first_row in (0..rows).step_by(TILE) {
@@ -349,7 +355,8 @@ fn read_g_idx(
         .collect()
 }
 
-/// The columns sorted by group, keeping the file's order within a group; `None` if that is the order they are in.
+/// The columns sorted by group, keeping the file's order within a group; `None` if that is the
+/// order they are in.
 fn order_columns(
     layout: &'static str,
     group_of: &[usize],

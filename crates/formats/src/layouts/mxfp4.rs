@@ -1,10 +1,12 @@
 //! MXFP4 in safetensors: gpt-oss's `*_blocks` and `*_scales`, and ggml's block.
 //!
-//! gpt-oss stores u8 `[experts, rows, cols/32, 16]` blocks, low nibble first, and u8 `[experts, rows, cols/32]` E8M0 scales
-//! (decoded by `convert_moe_packed_tensors` in Hugging Face transformers). Per expert these are, byte for byte, data and scales
-//! of [`Format::MXFP4`], so nothing is moved. compressed-tensors' `mxfp4-pack-quantized` is the same again.
+//! gpt-oss stores u8 `[experts, rows, cols/32, 16]` blocks, low nibble first, and u8 `[experts,
+//! rows, cols/32]` E8M0 scales (decoded by `convert_moe_packed_tensors` in Hugging Face
+//! transformers). Per expert these are, byte for byte, data and scales of [`Format::MXFP4`], so
+//! nothing is moved. compressed-tensors' `mxfp4-pack-quantized` is the same again.
 //!
-//! ggml's block ([`GgmlType::MxFp4`]) interleaves scale and codes and pairs columns `j` and `j + 16` in a byte.
+//! ggml's block ([`GgmlType::MxFp4`]) interleaves scale and codes and pairs columns `j` and `j +
+//! 16` in a byte.
 
 use std::borrow::Cow;
 

@@ -45,7 +45,8 @@ fn largest(x: &[f32]) -> f32 {
 /// Half the smallest f16: what rounding a scale to f16 may lose where it is denormal.
 const F16_TINY: f32 = 1.0 / (1 << 25) as f32;
 
-/// The largest error allowed for one element of a group of these values, by the bounds that `group` documents.
+/// The largest error allowed for one element of a group of these values, by the bounds that `group`
+/// documents.
 fn group_bound(g: &GroupFormat, x: f32, group: &[f32], tensor_scale: f32) -> f32 {
     let amax = largest(group);
     let reach = g.code.reach();
@@ -57,7 +58,8 @@ fn group_bound(g: &GroupFormat, x: f32, group: &[f32], tensor_scale: f32) -> f32
         _ => 0.0,
     };
     let bound = match (g.code, g.scale) {
-        // Half the gap: a quarter of a binade's lower end, half of ½ among the denormals; 6 to 8 saturates by a quarter as well.
+        // Half the gap: a quarter of a binade's lower end, half of ½ among the denormals; 6 to 8
+        // saturates by a quarter as well.
         (Code::Fp4, ScaleType::E8M0) => x.abs().max(amax / 4.0) / 4.0,
         (Code::Fp4, ScaleType::E4M3) => {
             let lost = reach * tensor_scale / 512.0;
@@ -109,7 +111,8 @@ fn k_bound(t: GgmlType, block: &[f32]) -> f32 {
         GgmlType::Q6K => (symmetric(32.0, 127.0), 127.0),
         _ => unreachable!("not a K-quant"),
     };
-    // Below 2^−14 the super-block's f16 numbers are denormal: a step of theirs more, times the multiple and the code.
+    // Below 2^−14 the super-block's f16 numbers are denormal: a step of theirs more, times the
+    // multiple and the code.
     0.5 * step * (1.0 + 1.0 / 512.0) + 64.0 * multiples * F16_TINY
 }
 
@@ -167,7 +170,8 @@ proptest! {
         check_bounds(format, &src, &matrix);
     }
 
-    /// Denormals, huge values, whatever has 32 bits: an answer or a typed error, and never an infinity that was not there.
+    /// Denormals, huge values, whatever has 32 bits: an answer or a typed error, and never an
+    /// infinity that was not there.
     #[test]
     fn any_floats_encode_or_are_refused(
         format in any_format(),

@@ -1,4 +1,5 @@
-//! The reference tensors in `tests/fixtures` at the root of the workspace; its README says what made each of them.
+//! The reference tensors in `tests/fixtures` at the root of the workspace; its README says what
+//! made each of them.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! The formats against references that others made, and against the properties that their documentation states.
+//! The formats against references that others made, and against the properties that their
+//! documentation states.
 
 mod encoding;
 mod fixture;
@@ -6,4 +7,5 @@ mod ggml;
 mod hadamard;
 mod layouts;
 mod matrices;
+mod packings;
 mod tables;

@@ -204,7 +204,12 @@ proptest! {
 
     /// Any bytes of the right length are a matrix; nothing in them can make decoding panic.
     #[test]
-    fn any_bytes_decode(format in any_format(), rows in 0usize..5, blocks in 0usize..4, seed in any::<u64>()) {
+    fn any_bytes_decode(
+        format in any_format(),
+        rows in 0usize..5,
+        blocks in 0usize..4,
+        seed in any::<u64>(),
+    ) {
         let cols = blocks * format.block().max(1) + if format.block() == 1 { 3 } else { 0 };
         let Ok(sizes) = format.sizes(rows, cols) else {
             return Ok(());
@@ -238,7 +243,8 @@ proptest! {
                 let slack = 4.0 * f32::EPSILON * (product.abs() + expected.abs()) + f32::MIN_POSITIVE;
                 let same = found == expected
                     || (found - expected).abs() <= slack
-                    // So large a scale that the product overflows before the minimum brings it back.
+                    // So large a scale that the product overflows before the minimum brings it
+                    // back.
                     || !found.is_finite() && (!expected.is_finite() || row.scales[g].abs() > 1e36);
                 prop_assert!(same, "{}: {} {}", format, found, expected);
             }
@@ -246,7 +252,12 @@ proptest! {
     }
 
     #[test]
-    fn wrong_lengths_are_refused(format in any_format(), rows in 1usize..4, off in prop::sample::select(vec![-1isize, 1, 100]), part in 0usize..3) {
+    fn wrong_lengths_are_refused(
+        format in any_format(),
+        rows in 1usize..4,
+        off in prop::sample::select(vec![-1isize, 1, 100]),
+        part in 0usize..3,
+    ) {
         let cols = 2 * format.block();
         let Ok(sizes) = format.sizes(rows, cols) else {
             return Ok(());
@@ -257,7 +268,8 @@ proptest! {
         };
         let expected = std::mem::replace(&mut lengths[part], wrong);
         let bytes = lengths.map(|n| vec![0; n]);
-        let error = Matrix::new(format, rows, cols, &bytes[0], &bytes[1], &bytes[2], 1.0).expect_err("a wrong length");
+        let error = Matrix::new(format, rows, cols, &bytes[0], &bytes[1], &bytes[2], 1.0)
+            .expect_err("a wrong length");
         prop_assert_eq!(error, FormatError::Length {
             format,
             part: [Part::Data, Part::Scales, Part::Zeros][part],
@@ -277,7 +289,10 @@ proptest! {
         let block = format.block();
         if block > 1 {
             let error = format.sizes(1, block + 1).expect_err("a broken block");
-            let expected = matches!(error, FormatError::ColumnsNotDivisible { .. } | FormatError::InvalidFormat { .. });
+            let expected = matches!(
+                error,
+                FormatError::ColumnsNotDivisible { .. } | FormatError::InvalidFormat { .. }
+            );
             prop_assert!(expected, "{}", error);
         }
     }
@@ -335,6 +350,7 @@ proptest! {
     fn sources_of_another_length_are_refused(rows in 0usize..4, extra in 1usize..4) {
         let src = vec![0.0; rows * 32 + extra];
         let error = encode(Format::F32, rows, 32, &src).expect_err("too long");
-        prop_assert_eq!(error, FormatError::ElementCount { rows, cols: 32, expected: rows * 32, found: src.len() });
+        let (expected, found) = (rows * 32, src.len());
+        prop_assert_eq!(error, FormatError::ElementCount { rows, cols: 32, expected, found });
     }
 }

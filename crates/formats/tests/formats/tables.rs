@@ -75,7 +75,8 @@ fn out_of_range_values_saturate() {
     assert_eq!(fp8::encode_e4m3(-0.0), 0x80);
 }
 
-/// OCP Microscaling 1.0, §6.3: the scale is the largest power of two not above amax, divided by the element's largest power of two.
+/// OCP Microscaling 1.0, §6.3: the scale is the largest power of two not above amax, divided by the
+/// element's largest power of two.
 #[test]
 fn mx_scale_is_a_floor() {
     for (amax, exponent) in [
