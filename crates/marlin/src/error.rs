@@ -3,7 +3,9 @@
 use std::io;
 use std::process::ExitCode;
 
+use metal_marlin::perplexity::PerplexityError;
 use metal_marlin::pull::PullError;
+use metal_marlin::{EngineError, ModelError};
 
 use crate::output::one_line;
 
@@ -62,5 +64,29 @@ impl CliError {
 impl From<PullError> for CliError {
     fn from(error: PullError) -> Self {
         Self::Failed { message: error.to_string(), hint: error.hint().map(str::to_owned) }
+    }
+}
+
+impl From<EngineError> for CliError {
+    fn from(error: EngineError) -> Self {
+        Self::failed(error.to_string())
+    }
+}
+
+impl From<ModelError> for CliError {
+    fn from(error: ModelError) -> Self {
+        Self::failed(error.to_string())
+    }
+}
+
+impl From<PerplexityError> for CliError {
+    fn from(error: PerplexityError) -> Self {
+        let hint = match error {
+            PerplexityError::TooShort { .. } => {
+                Some("give a longer text, or a smaller --ctx".to_owned())
+            }
+            _ => None,
+        };
+        Self::Failed { message: error.to_string(), hint }
     }
 }

@@ -1,10 +1,14 @@
 //! The `marlin` program: quantised language models on this machine, from the command line.
 
+mod ceilings;
 mod commands;
 mod error;
+mod interrupt;
 mod model;
+mod options;
 mod output;
 mod progress_bar;
+mod totals;
 
 use std::process::ExitCode;
 
@@ -34,11 +38,23 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Run(commands::run::Args),
+    Chat(commands::chat::Args),
+    Bench(commands::bench::Args),
+    Perplexity(commands::perplexity::Args),
+    Inspect(commands::inspect::Args),
     Pull(commands::pull::Args),
+    Devices(commands::devices::Args),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Run(args) => commands::run::run(&args),
+        Command::Chat(args) => commands::chat::run(args),
+        Command::Bench(args) => commands::bench::run(&args),
+        Command::Perplexity(args) => commands::perplexity::run(&args),
+        Command::Inspect(args) => commands::inspect::run(&args),
+        Command::Devices(args) => commands::devices::run(&args),
         Command::Pull(args) => commands::pull::run(&args),
     };
     match outcome {

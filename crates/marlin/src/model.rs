@@ -1,17 +1,25 @@
-//! Which model a command works on.
+//! Which model a command works on, and loading it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use metal_marlin::pull::{ModelReference, Puller, Settings, default_model};
+use metal_marlin::{DeviceChoice, KvFormat, Model, Session, SessionOptions};
 
 use crate::error::CliError;
-use crate::progress_bar::DownloadBar;
+use crate::options::{ContextOptions, Device, ModelOptions};
+use crate::output::note;
+use crate::progress_bar::{DownloadBar, LoadBar};
 
 /// What `--help` says about a model's name.
 pub(crate) const MODEL_HELP: &str = "\
 A GGUF file, a Hugging Face folder, a known name (`marlin pull --list`), owner/repo[:file] of Hugging
 Face, or a URL (with #sha256=… its file is checked). What is not here yet is fetched into the cache
-folder once.";
+folder once. [default: smollm2-135m]";
+
+/// Positions of a session when none are asked for: enough for a long conversation, and a KV cache that
+/// fits everywhere.
+const USUAL_CONTEXT: usize = 4096;
 
 /// Reads what the user wrote; the default model if nothing.
 pub(crate) fn reference(name: Option<&str>) -> Result<ModelReference, CliError> {
@@ -28,4 +36,33 @@ pub(crate) fn resolve(name: Option<&str>) -> Result<PathBuf, CliError> {
         return Ok(path);
     }
     Ok(Puller::new(Settings::from_env()?).resolve(&reference, &DownloadBar::default())?)
+}
+
+/// Fetches the model if need be, and loads it with a progress bar.
+pub(crate) fn load(options: &ModelOptions) -> Result<Arc<Model>, CliError> {
+    let path = resolve(options.model.as_deref())?;
+    let device = match options.device {
+        Device::Auto => DeviceChoice::Auto,
+        Device::Cpu => DeviceChoice::Cpu,
+    };
+    let engine_options =
+        metal_marlin::ModelOptions { device, threads: options.threads, ..Default::default() };
+    let mut bar = LoadBar::new(&path);
+    Ok(Model::load_with_progress(&path, &engine_options, &mut |done, total| bar.show(done, total))?)
+}
+
+/// A session for one conversation.
+pub(crate) fn session(model: &Arc<Model>, options: &ContextOptions) -> Result<Session, CliError> {
+    let trained = model.config().context;
+    let ctx = options.ctx.map_or(trained.min(USUAL_CONTEXT), Into::into);
+    if ctx > trained {
+        note(&format!(
+            "warning: --ctx {ctx} is more than the {trained} tokens that the model was trained for"
+        ));
+    }
+    Ok(model.session(SessionOptions {
+        ctx,
+        kv: KvFormat::from(options.kv),
+        ..SessionOptions::default()
+    })?)
 }

@@ -1,7 +1,8 @@
 //! Writing to the terminal and to pipes.
 
 use std::borrow::Cow;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
 
 use serde::Serialize;
 
@@ -19,6 +20,62 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
         CliError::failed(format!("the result cannot be written as JSON: {error}"))
     })?;
     print(&(text + "\n"))
+}
+
+/// Writes an answer to standard output as it comes.
+///
+/// A pipe or file gets the text as it is. A terminal gets it with a line break at the end, and without
+/// the control characters by which a text could take the terminal over.
+pub(crate) struct AnswerWriter {
+    terminal: bool,
+    /// Whether the answer must end in a line break.
+    whole_lines: bool,
+    ends_line: bool,
+    failure: Option<CliError>,
+}
+
+impl AnswerWriter {
+    pub(crate) fn new() -> Self {
+        let terminal = io::stdout().is_terminal();
+        Self { terminal, whole_lines: terminal, ends_line: true, failure: None }
+    }
+
+    /// For one of several answers: each ends in a line break, also in a pipe.
+    pub(crate) fn for_conversation() -> Self {
+        Self { whole_lines: true, ..Self::new() }
+    }
+
+    /// Writes a piece; breaks when nobody can receive it any more.
+    pub(crate) fn write(&mut self, text: &str) -> ControlFlow<()> {
+        let shown = if self.terminal { printable(text) } else { Cow::Borrowed(text) };
+        self.ends_line = shown.ends_with('\n');
+        match print(&shown) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                self.failure = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    }
+
+    /// Ends the answer.
+    pub(crate) fn finish(self) -> Result<(), CliError> {
+        match self.failure {
+            Some(failure) => Err(failure),
+            None if self.whole_lines && !self.ends_line => print("\n"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `text` without control characters other than line breaks and tabs.
+fn printable(text: &str) -> Cow<'_, str> {
+    let harmful = |c: char| c.is_control() && !"\n\t".contains(c);
+    if text.contains(harmful) {
+        Cow::Owned(text.replace(harmful, "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
+    }
 }
 
 /// Writes a line to standard error. What cannot be written there is lost: there is no third place.
@@ -63,6 +120,12 @@ mod tests {
     fn control_characters_are_made_visible() {
         assert_eq!(one_line("a\nb\x1b[2Jc\u{9b}é"), r"a\nb\u{1b}[2Jc\u{9b}é");
         assert!(matches!(one_line("plain é"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_terminal_is_not_taken_over() {
+        assert_eq!(printable("a\tb\nc"), "a\tb\nc");
+        assert_eq!(printable("\x1b]0;title\x07"), "\u{fffd}]0;title\u{fffd}");
     }
 
     #[test]

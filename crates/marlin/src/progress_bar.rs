@@ -1,7 +1,8 @@
 //! Progress on standard error: bars when it is a terminal, nothing when it is not.
 
 use std::cell::RefCell;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use metal_marlin::pull::{Event, Progress};
@@ -18,10 +19,10 @@ impl DownloadBar {
     fn begin(&self, name: &str, total: Option<u64>, at: u64) {
         let bar = match total {
             Some(total) => ProgressBar::new(total).with_style(style(
-                "{msg} {wide_bar:.cyan/dim} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+                "{msg} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
             )),
             None => ProgressBar::new_spinner()
-                .with_style(style("{msg} {spinner} {bytes} {bytes_per_sec}")),
+                .with_style(style("{msg} {spinner} {decimal_bytes} {decimal_bytes_per_sec}")),
         };
         bar.set_message(one_line(name).into_owned());
         bar.set_position(at);
@@ -82,7 +83,10 @@ impl Progress for DownloadBar {
                 bar.enable_steady_tick(Duration::from_millis(200));
                 self.replace(Some(bar));
             }
-            Event::Extracting { member, total } => self.begin(member, Some(total), 0),
+            Event::Extracting { member, total } => {
+                let name = member.rsplit('/').next().unwrap_or(member);
+                self.begin(&format!("unpacking {name}"), Some(total), 0);
+            }
             Event::Finished { .. } => self.replace(None),
             _ => {}
         }
@@ -93,6 +97,47 @@ impl Drop for DownloadBar {
     fn drop(&mut self) {
         self.replace(None);
     }
+}
+
+/// Shows how much of a model is loaded, once that takes long enough to be noticed.
+pub(crate) struct LoadBar {
+    name: String,
+    since: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl LoadBar {
+    pub(crate) fn new(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        Self { name: format!("loading {}", one_line(&name)), since: Instant::now(), bar: None }
+    }
+
+    /// `done` of `total` bytes.
+    pub(crate) fn show(&mut self, done: u64, total: u64) {
+        if self.bar.is_none() && self.since.elapsed() < Duration::from_millis(300) {
+            return;
+        }
+        let bar = self.bar.get_or_insert_with(|| {
+            let style = style("{msg} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes}");
+            ProgressBar::new(total).with_style(style).with_message(self.name.clone())
+        });
+        bar.set_position(done);
+    }
+}
+
+impl Drop for LoadBar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Counts steps of a known number, for `bench` and `perplexity`.
+pub(crate) fn steps(what: &str, total: u64) -> ProgressBar {
+    ProgressBar::new(total)
+        .with_style(style("{msg} {wide_bar:.cyan/dim} {pos}/{len} {eta}"))
+        .with_message(what.to_owned())
 }
 
 fn style(template: &str) -> ProgressStyle {

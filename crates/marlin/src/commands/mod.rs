@@ -1,3 +1,9 @@
 //! One file per command; each is thin over the libraries.
 
+pub(crate) mod bench;
+pub(crate) mod chat;
+pub(crate) mod devices;
+pub(crate) mod inspect;
+pub(crate) mod perplexity;
 pub(crate) mod pull;
+pub(crate) mod run;

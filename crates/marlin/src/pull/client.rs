@@ -241,7 +241,10 @@ pub(super) fn classify(url: &Url, error: ureq::Error) -> Failure {
         Error::Timeout(_) => "the server was silent for too long".to_owned(),
         Error::Protocol(ref error) => format!("the connection ended early or was garbled: {error}"),
         Error::ConnectionFailed => "no connection".to_owned(),
-        Error::ConnectProxyFailed(ref reason) => format!("the proxy refused: {reason}"),
+        Error::ConnectProxyFailed(ref reason) => {
+            let reason = format!("the proxy refused the connection: {reason}");
+            return PullError::Request { url: shown(url), reason }.into();
+        }
         Error::RequireHttpsOnly(_) => {
             let reason = "redirected from https to http, which is refused".to_owned();
             return PullError::Request { url: shown(url), reason }.into();

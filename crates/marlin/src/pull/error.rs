@@ -181,7 +181,7 @@ impl PullError {
                 "free some space, or set MARLIN_CACHE to a folder on another disk"
             }
             Self::Connection { .. } => {
-                "what has arrived is kept and the next attempt continues there; behind a proxy set HTTPS_PROXY"
+                "check the network; behind a proxy set HTTPS_PROXY; what has arrived is kept for the next attempt"
             }
             Self::Request { reason, .. } if reason.contains("certificate") => {
                 "the system does not trust this server; install its authority's certificate, or set SSL_CERT_FILE"

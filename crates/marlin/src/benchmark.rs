@@ -1,0 +1,190 @@
+//! Speed of a model on a device, in the shapes of `llama-bench`, beside what the device can do at most.
+
+use std::time::{Duration, Instant};
+
+use marlin_engine::{Ceilings, EngineError, Session};
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BenchmarkOptions {
+    /// Tokens of the prompt; 0 leaves that measurement out.
+    pub prompt: usize,
+    /// Tokens decoded one by one, from an empty context; 0 leaves that measurement out.
+    pub decode: usize,
+    /// How often each is repeated.
+    pub repetitions: usize,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Benchmark {
+    /// Seconds of each prompt.
+    pub prefill: Vec<f64>,
+    /// Seconds of each decoding.
+    pub decode: Vec<f64>,
+    options: BenchmarkOptions,
+    /// Bytes that one decoding has to read: weights, keys and values.
+    decode_bytes: u64,
+    /// Of one prompt.
+    multiply_adds: u64,
+}
+
+impl Benchmark {
+    /// Measures, after one round that does not count. `on_round` is called after every repetition and
+    /// ends the measurement when it returns `false`.
+    ///
+    /// The prompt is of arbitrary tokens: speed does not depend on which.
+    ///
+    /// # Errors
+    /// If the session's context is too short, or the device fails.
+    pub fn run(
+        session: &mut Session,
+        options: BenchmarkOptions,
+        on_round: &mut dyn FnMut() -> bool,
+    ) -> Result<Self, EngineError> {
+        let vocab = session.model().config().vocab;
+        let prompt = arbitrary_tokens(options.prompt, vocab);
+        let first = arbitrary_tokens(1, vocab);
+        let weights = session.weight_bytes_per_token();
+        let mut result = Self {
+            prefill: Vec::new(),
+            decode: Vec::new(),
+            options,
+            decode_bytes: (0..options.decode)
+                .map(|at| weights + session.kv_bytes_per_token(at))
+                .sum(),
+            multiply_adds: session.multiply_adds_per_token() * options.prompt as u64,
+        };
+        for round in 0..=options.repetitions {
+            let prefill = (!prompt.is_empty())
+                .then(|| measure(|| session.feed(&prompt, 0).map(drop)))
+                .transpose()?;
+            // The uncounted round need not be as long as the others.
+            let steps = if round == 0 { options.decode.min(8) } else { options.decode };
+            let decode =
+                (steps > 0).then(|| measure(|| decode(session, first[0], steps))).transpose()?;
+            if round > 0 {
+                result.prefill.extend(prefill);
+                result.decode.extend(decode);
+                if !on_round() {
+                    break;
+                }
+            }
+        }
+        Ok(result)
+    }
+
+    /// Median speed of the prompt in tokens per second, if it was measured.
+    #[must_use]
+    pub fn prefill_tok_s(&self) -> Option<f64> {
+        Some(self.options.prompt as f64 / median(&self.prefill)?)
+    }
+
+    /// Median speed of decoding in tokens per second, if it was measured.
+    #[must_use]
+    pub fn decode_tok_s(&self) -> Option<f64> {
+        Some(self.options.decode as f64 / median(&self.decode)?)
+    }
+
+    /// Bytes read per second of decoding, at the median, in GB/s (10⁹).
+    #[must_use]
+    pub fn decode_gb_s(&self) -> Option<f64> {
+        Some(self.decode_bytes as f64 / median(&self.decode)? / 1e9)
+    }
+
+    /// [`decode_gb_s`](Self::decode_gb_s) as a percentage of the measured read bandwidth: 100 is the floor
+    /// of what a decode step can take.
+    #[must_use]
+    pub fn decode_floor_pct(&self, ceilings: &Ceilings) -> Option<f64> {
+        Some(100.0 * self.decode_gb_s()? * 1e9 / ceilings.read_bytes_per_s)
+    }
+
+    /// Multiply-adds per second of the prompt's matrix products as a percentage of the measured peak.
+    #[must_use]
+    pub fn prefill_peak_pct(&self, ceilings: &Ceilings) -> Option<f64> {
+        Some(
+            100.0 * self.multiply_adds as f64
+                / median(&self.prefill)?
+                / ceilings.multiply_adds_per_s,
+        )
+    }
+}
+
+fn measure(run: impl FnOnce() -> Result<(), EngineError>) -> Result<f64, EngineError> {
+    let start = Instant::now();
+    run()?;
+    // A clock that stands still would make every speed infinite.
+    Ok(start.elapsed().max(Duration::from_nanos(1)).as_secs_f64())
+}
+
+/// Decodes `steps` tokens from an empty context, each step taking the token that the last one chose.
+fn decode(session: &mut Session, first: u32, steps: usize) -> Result<(), EngineError> {
+    let mut token = first;
+    for position in 0..steps {
+        token = session.feed(&[token], position)?.unwrap_or(first);
+    }
+    Ok(())
+}
+
+/// Tokens of a multiplicative generator (Park and Miller 1988), the same in every run.
+fn arbitrary_tokens(count: usize, vocab: usize) -> Vec<u32> {
+    let mut state = 1_u64;
+    let mut next = || {
+        state = state * 48_271 % 0x7fff_ffff;
+        (state % vocab.max(1) as u64) as u32
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// The middle value, or the mean of the two in the middle; `None` of nothing.
+#[must_use]
+pub fn median(samples: &[f64]) -> Option<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => None,
+        n if n % 2 == 1 => Some(sorted[middle]),
+        _ => Some(f64::midpoint(sorted[middle - 1], sorted[middle])),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_whatever_the_order() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0]), Some(3.0));
+        assert_eq!(median(&[9.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[4.0, 1.0, 2.0, 9.0]), Some(3.0));
+    }
+
+    #[test]
+    fn speeds_follow_from_counts_and_median_times() {
+        let options = BenchmarkOptions { prompt: 100, decode: 10, repetitions: 3 };
+        let result = Benchmark {
+            prefill: vec![1.0, 0.5, 2.0],
+            decode: vec![2.0, 2.0, 9.0],
+            options,
+            decode_bytes: 8_000_000_000,
+            multiply_adds: 1_000,
+        };
+        let ceilings = Ceilings { read_bytes_per_s: 16e9, multiply_adds_per_s: 4_000.0 };
+        assert_eq!(result.prefill_tok_s(), Some(100.0));
+        assert_eq!(result.decode_tok_s(), Some(5.0));
+        assert_eq!(result.decode_gb_s(), Some(4.0));
+        assert_eq!(result.decode_floor_pct(&ceilings), Some(25.0));
+        assert_eq!(result.prefill_peak_pct(&ceilings), Some(25.0));
+        let nothing = Benchmark { prefill: Vec::new(), decode: Vec::new(), ..result };
+        assert_eq!(nothing.decode_floor_pct(&ceilings), None);
+    }
+
+    #[test]
+    fn arbitrary_tokens_are_in_the_vocabulary() {
+        let tokens = arbitrary_tokens(1000, 10);
+        assert!(tokens.iter().all(|&token| token < 10));
+        assert!((0..10).all(|token| tokens.contains(&token)));
+    }
+}

@@ -1,0 +1,139 @@
+//! `marlin run`: one prompt, one answer.
+
+use std::io::{self, IsTerminal, Read};
+use std::ops::ControlFlow;
+
+use metal_marlin::{GenerateOptions, Message, Model};
+use serde::Serialize;
+
+use crate::ceilings;
+use crate::error::CliError;
+use crate::interrupt::Interrupt;
+use crate::model;
+use crate::options::{ContextOptions, GenerationOptions, ModelOptions};
+use crate::output::{AnswerWriter, note, print_json};
+use crate::totals::Totals;
+
+/// Answer one prompt
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  marlin run \"Why is the sky blue?\"
+  marlin run - < question.txt
+  marlin run --raw --temperature 0 \"The capital of France is\"
+  marlin run --json \"Hello\" | jq -r .text
+
+Standard output is the generated text alone. What it took goes to standard error when that is a
+terminal, or with -v. Ctrl-C ends the text and still says what it took.")]
+pub(crate) struct Args {
+    /// The prompt; `-` reads it from standard input
+    #[arg(value_name = "PROMPT", allow_hyphen_values = false)]
+    prompt: Option<String>,
+
+    #[command(flatten)]
+    model: ModelOptions,
+
+    /// Continue the prompt as it is, without the model's chat template
+    #[arg(long, conflicts_with = "system")]
+    raw: bool,
+
+    /// What the assistant is told before the prompt
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+
+    #[command(flatten)]
+    generation: GenerationOptions,
+
+    #[command(flatten)]
+    context: ContextOptions,
+
+    /// Write one JSON object with the text and what it took
+    #[arg(long)]
+    json: bool,
+
+    /// Say what it took even when standard error is not a terminal
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// The answer for scripts.
+#[derive(Serialize)]
+struct Answer<'a> {
+    text: &'a str,
+    #[serde(flatten)]
+    totals: Totals,
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), CliError> {
+    let prompt = prompt(args.prompt.as_deref())?;
+    let model = model::load(&args.model)?;
+    let tokens = encode(&model, args, prompt)?;
+    let mut session = model::session(&model, &args.context)?;
+    let sampling = args.generation.sampling();
+    let seed = sampling.seed;
+    let interrupt = Interrupt::install()?;
+    let options = GenerateOptions {
+        sampling,
+        max_tokens: args.generation.max_tokens.get(),
+        stop: args.generation.stop.clone(),
+        cancel: Some(interrupt.flag()),
+        ..GenerateOptions::default()
+    };
+    let mut writer = AnswerWriter::new();
+    let generated = session.generate(&tokens, &options, &mut |text| {
+        if args.json { ControlFlow::Continue(()) } else { writer.write(text) }
+    })?;
+    let shows_totals = args.verbose || io::stderr().is_terminal();
+    if args.json {
+        let ceilings = ceilings::known(&model);
+        let totals = Totals::new(&generated, &model, Some(ceilings.read_bytes_per_s));
+        print_json(&Answer { text: &generated.text, totals })?;
+    }
+    let written = writer.finish();
+    if shows_totals && !args.json {
+        // Measuring takes a second: only who asked for more waits for it.
+        let ceilings =
+            if args.verbose { Some(ceilings::known(&model)) } else { ceilings::remembered(&model) };
+        let totals =
+            Totals::new(&generated, &model, ceilings.map(|ceilings| ceilings.read_bytes_per_s));
+        note(&totals.text());
+    }
+    if args.verbose {
+        note(&format!("{} | seed: {seed}", model.device_description()));
+    }
+    written
+}
+
+fn encode(model: &Model, args: &Args, prompt: String) -> Result<Vec<u32>, CliError> {
+    if args.raw {
+        return Ok(model.encode_raw(&prompt)?);
+    }
+    let system = args.system.clone().map(|text| Message::new("system", text));
+    let messages: Vec<Message> = system.into_iter().chain([Message::new("user", prompt)]).collect();
+    Ok(model.encode_chat(&messages)?)
+}
+
+/// The prompt as given, or as piped in.
+fn prompt(given: Option<&str>) -> Result<String, CliError> {
+    let text = match given {
+        Some(text) if text != "-" => text.to_owned(),
+        None if io::stdin().is_terminal() => {
+            return Err(CliError::Usage(
+                "no prompt: expected a text, or - to read standard input".to_owned(),
+            ));
+        }
+        _ => {
+            let mut text = String::new();
+            io::stdin().lock().read_to_string(&mut text).map_err(|error| {
+                CliError::failed(format!("standard input: cannot read the prompt: {error}"))
+            })?;
+            // The line break at the end is the file's, not the prompt's.
+            text.truncate(text.trim_end_matches(['\n', '\r']).len());
+            text
+        }
+    };
+    if text.is_empty() {
+        return Err(CliError::Usage("the prompt is empty".to_owned()));
+    }
+    Ok(text)
+}
