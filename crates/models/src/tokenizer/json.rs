@@ -322,12 +322,15 @@ impl Reader<'_> {
         if !allowed.contains(&kind) {
             return Err(self.unsupported(field, kind, &format!("one of {}", allowed.join(", "))));
         }
-        // What a stage puts into text must not grow it out of proportion.
-        if let Some(content) = value.get("content").and_then(Value::as_str)
-            && content.len() > LONGEST_REPLACEMENT
-        {
-            let found = format!("a replacement of {} bytes", content.len());
-            return Err(self.unsupported(field, &found, "shorter ones"));
+        // What a stage puts into text must not grow it out of proportion; and `tokenizers` loses count of its
+        // offsets, and then panics, if nothing is prepended.
+        for (parameter, shortest) in [("content", 0), ("prepend", 1)] {
+            let Some(text) = value.get(parameter).and_then(Value::as_str) else { continue };
+            if !(shortest..=LONGEST_REPLACEMENT).contains(&text.len()) {
+                let found = format!("{parameter} of {} bytes", text.len());
+                let expected = format!("{shortest} to {LONGEST_REPLACEMENT}");
+                return Err(self.invalid(field, found, &expected));
+            }
         }
         let parts =
             ["normalizers", "pretokenizers"].iter().find_map(|list| value.get(list)?.as_array());
