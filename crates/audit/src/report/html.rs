@@ -1,0 +1,4 @@
+//! html
+use super::Report;
+/// html
+pub fn html(report: &Report) -> String { super::json(report) }

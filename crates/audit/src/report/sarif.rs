@@ -1,0 +1,4 @@
+//! sarif
+use super::Report;
+/// sarif
+pub fn sarif(report: &Report) -> String { super::json(report) }
