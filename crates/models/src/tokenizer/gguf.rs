@@ -91,7 +91,7 @@ impl<'a> TokenList<'a> {
     }
 
     /// Ids by text, of the tokens that text can become.
-    fn from_text<V>(
+    fn ids_by_text<V>(
         &self,
         metadata: &Metadata,
         value: impl Fn(u32) -> V,
@@ -208,7 +208,7 @@ fn byte_level_bpe(metadata: &Metadata) -> Result<Tokenizer, ModelError> {
     };
     let tokens = TokenList::read(metadata)?;
     let model = BpeParts {
-        vocabulary: tokens.from_text(metadata, |id| id)?,
+        vocabulary: tokens.ids_by_text(metadata, |id| id)?,
         merges: merges(metadata)?,
         unknown: None,
         fuse_unknown: false,
@@ -243,7 +243,7 @@ fn cut_words(metadata: &Metadata, words: &PreTokenizer) -> Result<PreTokenizerWr
 fn marked_bpe(metadata: &Metadata) -> Result<Tokenizer, ModelError> {
     let tokens = TokenList::read(metadata)?;
     let model = BpeParts {
-        vocabulary: tokens.from_text(metadata, |id| id)?,
+        vocabulary: tokens.ids_by_text(metadata, |id| id)?,
         merges: merges(metadata)?,
         unknown: None,
         fuse_unknown: false,

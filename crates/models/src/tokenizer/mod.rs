@@ -1,7 +1,7 @@
 //! Text to tokens and back.
 //!
 //! Byte-level BPE and the encoding side of `tokenizer.json` go through the `tokenizers` crate; SentencePiece scores
-//! ([`sentencepiece`]), finding special tokens ([`added`]) and decoding ([`vocabulary`], [`Detokenizer`]) are here,
+//! (`sentencepiece`), finding special tokens (`added`) and decoding (`vocabulary`, [`Detokenizer`]) are here,
 //! because they decide what is special, and must hold for both kinds of file.
 
 mod added;
