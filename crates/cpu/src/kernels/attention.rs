@@ -90,17 +90,8 @@ pub(crate) unsafe fn append<S: Simd, E: KvElement>(
         let (block, lane) = (position / LANES, position % LANES);
         let (mut key_inverse, mut value_inverse) = (1.0, 1.0);
         if E::SCALED {
-            let scale = |x: *const f32, to: *mut f32| {
-                let mut largest = S::splat(0.0);
-                for i in (0..head.dim).step_by(LANES) {
-                    largest = S::max(largest, S::abs(S::load(x.add(i))));
-                }
-                let scale = S::max_lane(largest) / 127.0;
-                *to.add(position) = scale;
-                if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 }
-            };
-            key_inverse = scale(key, head.key_scales);
-            value_inverse = scale(value, head.value_scales);
+            key_inverse = scale::<S>(key, head.dim, head.key_scales.add(position));
+            value_inverse = scale::<S>(value, head.dim, head.value_scales.add(position));
         }
         let mut converted = [0u8; 4 * LANES];
         for i in (0..head.dim).step_by(LANES) {
@@ -117,6 +108,21 @@ pub(crate) unsafe fn append<S: Simd, E: KvElement>(
                 );
             }
         }
+    }
+}
+
+/// Writes the scale `max|x| / 127` and returns its inverse.
+#[inline(always)]
+unsafe fn scale<S: Simd>(x: *const f32, dim: usize, to: *mut f32) -> f32 {
+    // SAFETY: the caller vouches for `dim` floats, a multiple of 16.
+    unsafe {
+        let mut largest = S::splat(0.0);
+        for i in (0..dim).step_by(LANES) {
+            largest = S::max(largest, S::abs(S::load(x.add(i))));
+        }
+        let scale = S::max_lane(largest) / 127.0;
+        *to = scale;
+        if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 }
     }
 }
 
@@ -240,10 +246,11 @@ unsafe fn rows<S: Simd, E: KvElement, const Q: usize>(
             }
             let values = head.values.add(block * LANES * dim * E::BYTES);
             for c in (0..dim).step_by(LANES) {
-                let mut acc: [S::F; Q] = std::array::from_fn(|i| {
-                    let acc = S::load(call.acc.add((first + i) * dim + c));
-                    S::mul(acc, S::splat(correction[i]))
-                });
+                let mut acc = [S::splat(0.0); Q];
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let before = S::load(call.acc.add((first + i) * dim + c));
+                    *acc = S::mul(before, S::splat(correction[i]));
+                }
                 for j in 0..LANES {
                     let v = E::load::<S>(values.add((j * dim + c) * E::BYTES));
                     for i in 0..Q {

@@ -135,8 +135,10 @@ unsafe fn block<S: Simd, E: Element, const R: usize, const T: usize>(
             let mut acc = [[S::splat(0.0); T]; R];
             let mut k = start;
             while k + LANES <= end {
-                let x: [S::F; T] =
-                    std::array::from_fn(|j| S::load(call.x.add((t + j) * call.x_stride + k)));
+                let mut x = [S::splat(0.0); T];
+                for (j, x) in x.iter_mut().enumerate() {
+                    *x = S::load(call.x.add((t + j) * call.x_stride + k));
+                }
                 for (i, acc) in acc.iter_mut().enumerate() {
                     let w = E::load::<S>(weight::<E>(call, r + i, k));
                     for (acc, &x) in acc.iter_mut().zip(&x) {
@@ -147,12 +149,13 @@ unsafe fn block<S: Simd, E: Element, const R: usize, const T: usize>(
             }
             if k < end {
                 let rest = end - k;
-                let x: [S::F; T] = std::array::from_fn(|j| {
+                let mut x = [S::splat(0.0); T];
+                for (j, x) in x.iter_mut().enumerate() {
                     let mut tail = [0.0f32; LANES];
                     let from = call.x.add((t + j) * call.x_stride + k);
                     std::ptr::copy_nonoverlapping(from, tail.as_mut_ptr(), rest);
-                    S::load(tail.as_ptr())
-                });
+                    *x = S::load(tail.as_ptr());
+                }
                 for (i, acc) in acc.iter_mut().enumerate() {
                     let mut tail = [0u8; 4 * LANES];
                     let from = weight::<E>(call, r + i, k);

@@ -190,124 +190,149 @@ unsafe fn expand_header<S: Simd>(layout: &TileLayout, header: *const u8, scratch
 }
 
 /// Unpacks the codes of one block into eight vectors of four columns each.
+///
+/// (These are functions and not closures: a closure is a function of its own, compiled
+/// without the instruction set unless the optimiser happens to inline it.)
 #[inline(always)]
 unsafe fn unpack<S: Simd, C: Codes>(p: *const u8, table: S::B) -> [S::B; 8] {
     // SAFETY: the caller vouches for the block's BITS · 64 bytes.
     unsafe {
-        let vector = |i: usize| S::load_bytes(p.add(64 * i));
-        let low4 = |start: usize| {
-            let mask = S::splat_byte(15);
-            let v = [vector(start), vector(start + 1), vector(start + 2), vector(start + 3)];
-            let high = |v| S::and(S::shift_right::<4>(v), mask);
-            [
-                S::and(v[0], mask),
-                high(v[0]),
-                S::and(v[1], mask),
-                high(v[1]),
-                S::and(v[2], mask),
-                high(v[2]),
-                S::and(v[3], mask),
-                high(v[3]),
-            ]
-        };
-        let low2 = |start: usize| {
-            let mask = S::splat_byte(3);
-            let (a, b) = (vector(start), vector(start + 1));
-            [
-                S::and(a, mask),
-                S::and(S::shift_right::<2>(a), mask),
-                S::and(S::shift_right::<4>(a), mask),
-                S::and(S::shift_right::<6>(a), mask),
-                S::and(b, mask),
-                S::and(S::shift_right::<2>(b), mask),
-                S::and(S::shift_right::<4>(b), mask),
-                S::and(S::shift_right::<6>(b), mask),
-            ]
-        };
-        // Bit q of each byte, moved to bit 4 or 2.
-        let high1_at4 = |v: S::B| {
-            let mask = S::splat_byte(16);
-            [
-                S::and(S::shift_left::<4>(v), mask),
-                S::and(S::shift_left::<3>(v), mask),
-                S::and(S::shift_left::<2>(v), mask),
-                S::and(S::shift_left::<1>(v), mask),
-                S::and(v, mask),
-                S::and(S::shift_right::<1>(v), mask),
-                S::and(S::shift_right::<2>(v), mask),
-                S::and(S::shift_right::<3>(v), mask),
-            ]
-        };
-        let high1_at2 = |v: S::B| {
-            let mask = S::splat_byte(4);
-            [
-                S::and(S::shift_left::<2>(v), mask),
-                S::and(S::shift_left::<1>(v), mask),
-                S::and(v, mask),
-                S::and(S::shift_right::<1>(v), mask),
-                S::and(S::shift_right::<2>(v), mask),
-                S::and(S::shift_right::<3>(v), mask),
-                S::and(S::shift_right::<4>(v), mask),
-                S::and(S::shift_right::<5>(v), mask),
-            ]
-        };
-        // Two bits of each byte, moved to bits 4 and 5.
-        let high2_at4 = |a: S::B, b: S::B| {
-            let mask = S::splat_byte(48);
-            let four = |v: S::B| {
-                [
-                    S::and(S::shift_left::<4>(v), mask),
-                    S::and(S::shift_left::<2>(v), mask),
-                    S::and(v, mask),
-                    S::and(S::shift_right::<2>(v), mask),
-                ]
-            };
-            let (a, b) = (four(a), four(b));
-            [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
-        };
-        let or = |a: [S::B; 8], b: [S::B; 8]| -> [S::B; 8] {
-            [
-                S::or(a[0], b[0]),
-                S::or(a[1], b[1]),
-                S::or(a[2], b[2]),
-                S::or(a[3], b[3]),
-                S::or(a[4], b[4]),
-                S::or(a[5], b[5]),
-                S::or(a[6], b[6]),
-                S::or(a[7], b[7]),
-            ]
-        };
         match C::BITS {
-            2 => low2(0),
-            3 => or(low2(0), high1_at2(vector(2))),
+            2 => low2::<S>(p),
+            3 => or8::<S>(low2::<S>(p), high1::<S, 2>(p.add(2 * 64))),
             4 if C::TABLE => {
-                let c = low4(0);
-                [
-                    S::lookup(table, c[0]),
-                    S::lookup(table, c[1]),
-                    S::lookup(table, c[2]),
-                    S::lookup(table, c[3]),
-                    S::lookup(table, c[4]),
-                    S::lookup(table, c[5]),
-                    S::lookup(table, c[6]),
-                    S::lookup(table, c[7]),
-                ]
+                let mut codes = low4::<S>(p);
+                let mut i = 0;
+                while i < 8 {
+                    codes[i] = S::lookup(table, codes[i]);
+                    i += 1;
+                }
+                codes
             }
-            4 => low4(0),
-            5 => or(low4(0), high1_at4(vector(4))),
-            6 => or(low4(0), high2_at4(vector(4), vector(5))),
+            4 => low4::<S>(p),
+            5 => or8::<S>(low4::<S>(p), high1::<S, 4>(p.add(4 * 64))),
+            6 => or8::<S>(low4::<S>(p), high2::<S>(p.add(4 * 64))),
             _ => [
-                vector(0),
-                vector(1),
-                vector(2),
-                vector(3),
-                vector(4),
-                vector(5),
-                vector(6),
-                vector(7),
+                S::load_bytes(p),
+                S::load_bytes(p.add(64)),
+                S::load_bytes(p.add(2 * 64)),
+                S::load_bytes(p.add(3 * 64)),
+                S::load_bytes(p.add(4 * 64)),
+                S::load_bytes(p.add(5 * 64)),
+                S::load_bytes(p.add(6 * 64)),
+                S::load_bytes(p.add(7 * 64)),
             ],
         }
     }
+}
+
+/// A plane of four bits: two columns' quads per vector.
+#[inline(always)]
+unsafe fn low4<S: Simd>(p: *const u8) -> [S::B; 8] {
+    // SAFETY: the caller vouches for four vectors.
+    unsafe {
+        let mask = S::splat_byte(15);
+        let mut out = [mask; 8];
+        let mut i = 0;
+        while i < 4 {
+            let v = S::load_bytes(p.add(64 * i));
+            out[2 * i] = S::and(v, mask);
+            out[2 * i + 1] = S::and(S::shift_right::<4>(v), mask);
+            i += 1;
+        }
+        out
+    }
+}
+
+/// A plane of two bits: four columns' quads per vector.
+#[inline(always)]
+unsafe fn low2<S: Simd>(p: *const u8) -> [S::B; 8] {
+    // SAFETY: the caller vouches for two vectors.
+    unsafe {
+        let mask = S::splat_byte(3);
+        let mut out = [mask; 8];
+        let mut i = 0;
+        while i < 2 {
+            let v = S::load_bytes(p.add(64 * i));
+            out[4 * i] = S::and(v, mask);
+            out[4 * i + 1] = S::and(S::shift_right::<2>(v), mask);
+            out[4 * i + 2] = S::and(S::shift_right::<4>(v), mask);
+            out[4 * i + 3] = S::and(S::shift_right::<6>(v), mask);
+            i += 1;
+        }
+        out
+    }
+}
+
+/// A plane of two bits, moved to bits 4 and 5.
+#[inline(always)]
+unsafe fn high2<S: Simd>(p: *const u8) -> [S::B; 8] {
+    // SAFETY: the caller vouches for two vectors.
+    unsafe {
+        let mask = S::splat_byte(3 << 4);
+        let mut out = [mask; 8];
+        let mut i = 0;
+        while i < 2 {
+            let v = S::load_bytes(p.add(64 * i));
+            out[4 * i] = S::and(S::shift_left::<4>(v), mask);
+            out[4 * i + 1] = S::and(S::shift_left::<2>(v), mask);
+            out[4 * i + 2] = S::and(v, mask);
+            out[4 * i + 3] = S::and(S::shift_right::<2>(v), mask);
+            i += 1;
+        }
+        out
+    }
+}
+
+/// A plane of one bit, moved to bit `TO` (2 or 4).
+#[inline(always)]
+unsafe fn high1<S: Simd, const TO: u32>(p: *const u8) -> [S::B; 8] {
+    // SAFETY: the caller vouches for one vector.
+    unsafe {
+        let v = S::load_bytes(p);
+        let mask = S::splat_byte(1 << TO);
+        let shifted = if TO == 4 {
+            [
+                S::shift_left::<4>(v),
+                S::shift_left::<3>(v),
+                S::shift_left::<2>(v),
+                S::shift_left::<1>(v),
+                v,
+                S::shift_right::<1>(v),
+                S::shift_right::<2>(v),
+                S::shift_right::<3>(v),
+            ]
+        } else {
+            [
+                S::shift_left::<2>(v),
+                S::shift_left::<1>(v),
+                v,
+                S::shift_right::<1>(v),
+                S::shift_right::<2>(v),
+                S::shift_right::<3>(v),
+                S::shift_right::<4>(v),
+                S::shift_right::<5>(v),
+            ]
+        };
+        let mut out = shifted;
+        let mut i = 0;
+        while i < 8 {
+            out[i] = S::and(shifted[i], mask);
+            i += 1;
+        }
+        out
+    }
+}
+
+#[inline(always)]
+unsafe fn or8<S: Simd>(mut a: [S::B; 8], b: [S::B; 8]) -> [S::B; 8] {
+    let mut i = 0;
+    while i < 8 {
+        // SAFETY: forwarded from the caller.
+        a[i] = unsafe { S::or(a[i], b[i]) };
+        i += 1;
+    }
+    a
 }
 
 /// Multiplies the tile with tokens `t .. t + T`; returns T.

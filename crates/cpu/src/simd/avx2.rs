@@ -8,9 +8,22 @@ use super::Simd;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
 
-#[inline(always)]
-unsafe fn each<T: Copy, R>(a: [T; 2], f: impl Fn(T) -> R) -> [R; 2] {
-    [f(a[0]), f(a[1])]
+/// An expression for both registers. A macro, because a closure would be a function of its
+/// own, compiled without the instruction set unless the optimiser happens to inline it.
+macro_rules! each {
+    ($a:expr, |$v:ident| $body:expr) => {{
+        let a = $a;
+        [
+            {
+                let $v = a[0];
+                $body
+            },
+            {
+                let $v = a[1];
+                $body
+            },
+        ]
+    }};
 }
 
 // SAFETY (whole impl): the trait's contract makes the caller vouch for the instruction set
@@ -65,7 +78,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn abs(a: Self::F) -> Self::F {
-        unsafe { each(a, |v| _mm256_andnot_ps(_mm256_set1_ps(-0.0), v)) }
+        unsafe { each!(a, |v| _mm256_andnot_ps(_mm256_set1_ps(-0.0), v)) }
     }
     #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
@@ -92,13 +105,13 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn round(x: Self::F) -> Self::F {
         unsafe {
-            each(x, |v| _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v))
+            each!(x, |v| _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v))
         }
     }
     #[inline(always)]
     unsafe fn exp2_integral(n: Self::F) -> Self::F {
         unsafe {
-            each(n, |v| {
+            each!(n, |v| {
                 let e = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(127));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(e))
             })
@@ -118,7 +131,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_f16(p: *mut u16, x: Self::F) {
         unsafe {
-            let [low, high] = each(x, |v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
+            let [low, high] = each!(x, |v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
             _mm_storeu_si128(p.cast(), low);
             _mm_storeu_si128(p.add(8).cast(), high);
         }
@@ -126,7 +139,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self::F {
         unsafe {
-            each([p, p.add(8)], |p| {
+            each!([p, p.add(8)], |p| {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
             })
@@ -135,7 +148,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> Self::F {
         unsafe {
-            each([p, p.add(8)], |p| {
+            each!([p, p.add(8)], |p| {
                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())))
             })
         }
@@ -143,7 +156,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> Self::F {
         unsafe {
-            each([p, p.add(8)], |p| {
+            each!([p, p.add(8)], |p| {
                 _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())))
             })
         }
@@ -151,7 +164,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_e8m0(p: *const u8) -> Self::F {
         unsafe {
-            each([p, p.add(8)], |p| {
+            each!([p, p.add(8)], |p| {
                 let e = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
                 let zero = _mm256_cmpeq_epi32(e, _mm256_setzero_si256());
                 let subnormal = _mm256_and_si256(zero, _mm256_set1_epi32(1 << 22));
@@ -177,7 +190,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_i8(p: *mut i8, x: Self::F) {
         unsafe {
-            let [low, high] = each(x, |v| _mm256_cvtps_epi32(v));
+            let [low, high] = each!(x, |v| _mm256_cvtps_epi32(v));
             // Packing works within 128-bit halves, so the quarters come out as 0 2 1 3.
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(low, high));
             let bytes = _mm_packs_epi16(
@@ -194,7 +207,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn int_to_float(x: Self::I) -> Self::F {
-        unsafe { each(x, |v| _mm256_cvtepi32_ps(v)) }
+        unsafe { each!(x, |v| _mm256_cvtepi32_ps(v)) }
     }
 
     #[inline(always)]
@@ -219,11 +232,11 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn shift_right<const N: i32>(a: Self::B) -> Self::B {
-        unsafe { each(a, |v| _mm256_srli_epi16::<N>(v)) }
+        unsafe { each!(a, |v| _mm256_srli_epi16::<N>(v)) }
     }
     #[inline(always)]
     unsafe fn shift_left<const N: i32>(a: Self::B) -> Self::B {
-        unsafe { each(a, |v| _mm256_slli_epi16::<N>(v)) }
+        unsafe { each!(a, |v| _mm256_slli_epi16::<N>(v)) }
     }
     #[inline(always)]
     unsafe fn lookup(table: Self::B, indices: Self::B) -> Self::B {

@@ -9,14 +9,38 @@ use super::Simd;
 #[derive(Clone, Copy)]
 pub(crate) struct Neon;
 
-#[inline(always)]
-fn each<T: Copy, R>(a: [T; 4], f: impl Fn(T) -> R) -> [R; 4] {
-    [f(a[0]), f(a[1]), f(a[2]), f(a[3])]
+/// An expression for all four registers. A macro, because a closure would be a function of
+/// its own, compiled without the instruction set unless the optimiser happens to inline it.
+macro_rules! each {
+    ($a:expr, |$v:ident| $body:expr) => {{
+        let a = $a;
+        [
+            {
+                let $v = a[0];
+                $body
+            },
+            {
+                let $v = a[1];
+                $body
+            },
+            {
+                let $v = a[2];
+                $body
+            },
+            {
+                let $v = a[3];
+                $body
+            },
+        ]
+    }};
 }
 
-#[inline(always)]
-fn both<T: Copy, R>(a: [T; 4], b: [T; 4], f: impl Fn(T, T) -> R) -> [R; 4] {
-    [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
+/// `f(a[i], b[i])` for all four registers.
+macro_rules! both {
+    ($a:expr, $b:expr, $f:ident) => {{
+        let (a, b) = ($a, $b);
+        [$f(a[0], b[0]), $f(a[1], b[1]), $f(a[2], b[2]), $f(a[3], b[3])]
+    }};
 }
 
 #[inline(always)]
@@ -74,7 +98,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self::F {
-        unsafe { each(quarters(p), |p| vld1q_f32(p)) }
+        unsafe { each!(quarters(p), |p| vld1q_f32(p)) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, x: Self::F) {
@@ -86,35 +110,40 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
-        unsafe { both(a, b, |a, b| vaddq_f32(a, b)) }
+        unsafe { both!(a, b, vaddq_f32) }
     }
     #[inline(always)]
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
-        unsafe { both(a, b, |a, b| vsubq_f32(a, b)) }
+        unsafe { both!(a, b, vsubq_f32) }
     }
     #[inline(always)]
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
-        unsafe { both(a, b, |a, b| vmulq_f32(a, b)) }
+        unsafe { both!(a, b, vmulq_f32) }
     }
     #[inline(always)]
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
-        unsafe { both(a, b, |a, b| vdivq_f32(a, b)) }
+        unsafe { both!(a, b, vdivq_f32) }
     }
     #[inline(always)]
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
-        unsafe { both(a, b, |a, b| vmaxq_f32(a, b)) }
+        unsafe { both!(a, b, vmaxq_f32) }
     }
     #[inline(always)]
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
-        unsafe { both(a, b, |a, b| vminq_f32(a, b)) }
+        unsafe { both!(a, b, vminq_f32) }
     }
     #[inline(always)]
     unsafe fn abs(a: Self::F) -> Self::F {
-        unsafe { each(a, |v| vabsq_f32(v)) }
+        unsafe { each!(a, |v| vabsq_f32(v)) }
     }
     #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        unsafe { std::array::from_fn(|i| vfmaq_f32(c[i], a[i], b[i])) }
+        unsafe { [
+                vfmaq_f32(c[0], a[0], b[0]),
+                vfmaq_f32(c[1], a[1], b[1]),
+                vfmaq_f32(c[2], a[2], b[2]),
+                vfmaq_f32(c[3], a[3], b[3]),
+            ] }
     }
     #[inline(always)]
     unsafe fn sum(x: Self::F) -> f32 {
@@ -126,12 +155,12 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn round(x: Self::F) -> Self::F {
-        unsafe { each(x, |v| vrndnq_f32(v)) }
+        unsafe { each!(x, |v| vrndnq_f32(v)) }
     }
     #[inline(always)]
     unsafe fn exp2_integral(n: Self::F) -> Self::F {
         unsafe {
-            each(n, |v| {
+            each!(n, |v| {
                 let e = vaddq_s32(vcvtq_s32_f32(v), vdupq_n_s32(127));
                 vreinterpretq_f32_s32(vshlq_n_s32::<23>(e))
             })
@@ -140,7 +169,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self::F {
-        unsafe { each(quarters(p), |p| vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))) }
+        unsafe { each!(quarters(p), |p| vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))) }
     }
     #[inline(always)]
     unsafe fn store_f16(p: *mut u16, x: Self::F) {
@@ -152,7 +181,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self::F {
-        unsafe { each(quarters(p), |p| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p)))) }
+        unsafe { each!(quarters(p), |p| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p)))) }
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> Self::F {
@@ -161,17 +190,17 @@ impl Simd for Neon {
             let (low, high) = (vmovl_s8(vget_low_s8(b)), vmovl_s8(vget_high_s8(b)));
             let words =
                 [vget_low_s16(low), vget_high_s16(low), vget_low_s16(high), vget_high_s16(high)];
-            each(words, |w| vcvtq_f32_s32(vmovl_s16(w)))
+            each!(words, |w| vcvtq_f32_s32(vmovl_s16(w)))
         }
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> Self::F {
-        unsafe { each(widen_u8(p), |w| vcvtq_f32_u32(w)) }
+        unsafe { each!(widen_u8(p), |w| vcvtq_f32_u32(w)) }
     }
     #[inline(always)]
     unsafe fn load_e8m0(p: *const u8) -> Self::F {
         unsafe {
-            each(widen_u8(p), |e| {
+            each!(widen_u8(p), |e| {
                 let zero = vceqq_u32(e, vdupq_n_u32(0));
                 let subnormal = vandq_u32(zero, vdupq_n_u32(1 << 22));
                 vreinterpretq_f32_u32(vorrq_u32(vshlq_n_u32::<23>(e), subnormal))
@@ -181,7 +210,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn load_e4m3_scaled(p: *const u8) -> Self::F {
         unsafe {
-            each(widen_u8(p), |b| {
+            each!(widen_u8(p), |b| {
                 let magnitude = vandq_u32(b, vdupq_n_u32(0x7f));
                 let nan = vceqq_u32(magnitude, vdupq_n_u32(0x7f));
                 let sign = vshlq_n_u32::<8>(vandq_u32(b, vdupq_n_u32(0x80)));
@@ -194,7 +223,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn store_i8(p: *mut i8, x: Self::F) {
         unsafe {
-            let w = each(x, |v| vqmovn_s32(vcvtnq_s32_f32(v)));
+            let w = each!(x, |v| vqmovn_s32(vcvtnq_s32_f32(v)));
             let low = vqmovn_s16(vcombine_s16(w[0], w[1]));
             let high = vqmovn_s16(vcombine_s16(w[2], w[3]));
             vst1q_s8(p, vcombine_s8(low, high));
@@ -207,7 +236,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn int_to_float(x: Self::I) -> Self::F {
-        unsafe { each(x, |v| vcvtq_f32_s32(v)) }
+        unsafe { each!(x, |v| vcvtq_f32_s32(v)) }
     }
 
     #[inline(always)]
@@ -224,23 +253,23 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn and(a: Self::B, b: Self::B) -> Self::B {
-        unsafe { both(a, b, |a, b| vandq_u8(a, b)) }
+        unsafe { both!(a, b, vandq_u8) }
     }
     #[inline(always)]
     unsafe fn or(a: Self::B, b: Self::B) -> Self::B {
-        unsafe { both(a, b, |a, b| vorrq_u8(a, b)) }
+        unsafe { both!(a, b, vorrq_u8) }
     }
     #[inline(always)]
     unsafe fn shift_right<const N: i32>(a: Self::B) -> Self::B {
-        unsafe { each(a, |v| vshlq_u8(v, vdupq_n_s8(-(N as i8)))) }
+        unsafe { each!(a, |v| vshlq_u8(v, vdupq_n_s8(-(N as i8)))) }
     }
     #[inline(always)]
     unsafe fn shift_left<const N: i32>(a: Self::B) -> Self::B {
-        unsafe { each(a, |v| vshlq_u8(v, vdupq_n_s8(N as i8))) }
+        unsafe { each!(a, |v| vshlq_u8(v, vdupq_n_s8(N as i8))) }
     }
     #[inline(always)]
     unsafe fn lookup(table: Self::B, indices: Self::B) -> Self::B {
-        unsafe { each(indices, |i| vqtbl1q_u8(table[0], i)) }
+        unsafe { each!(indices, |i| vqtbl1q_u8(table[0], i)) }
     }
 
     #[inline(always)]
