@@ -29,6 +29,14 @@ pub(crate) fn reference(name: Option<&str>) -> Result<ModelReference, CliError> 
     }
 }
 
+/// The temperature that suits a model of the catalogue.
+pub(crate) fn usual_temperature(name: Option<&str>) -> Option<f32> {
+    match reference(name).ok()? {
+        ModelReference::Known(known) => Some(known.temperature),
+        _ => None,
+    }
+}
+
 /// The model's path, fetched with a progress bar if it is not here.
 pub(crate) fn resolve(name: Option<&str>) -> Result<PathBuf, CliError> {
     let reference = reference(name)?;

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use clap::ValueEnum;
 use marlin_backend::{KvFormat, SamplingSettings};
 
-use crate::model::MODEL_HELP;
+use crate::model::{self, MODEL_HELP};
 
 /// Which model, and what runs it.
 #[derive(clap::Args)]
@@ -72,38 +72,39 @@ impl From<Kv> for KvFormat {
 }
 
 /// How the next token is chosen, and when to stop.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct GenerationOptions {
     /// Most tokens to generate
     #[arg(long, value_name = "N", default_value_t = NonZeroUsize::new(1024).expect("not zero"))]
     pub(crate) max_tokens: NonZeroUsize,
 
-    /// Randomness: 0 always takes the likeliest token, higher values vary more
-    #[arg(long, value_name = "T", value_parser = at_least_zero, default_value_t = default().temperature)]
-    pub(crate) temperature: f32,
+    /// Randomness: 0 always takes the likeliest token, higher values vary more [default: what suits the
+    /// model where that is known, otherwise 0.8]
+    #[arg(long, value_name = "T", value_parser = at_least_zero, allow_negative_numbers = true)]
+    pub(crate) temperature: Option<f32>,
 
     /// Consider only the K likeliest tokens; 0 considers all
     #[arg(long, value_name = "K", default_value_t = default().top_k)]
     pub(crate) top_k: u32,
 
     /// Consider the likeliest tokens that together have probability P; 1 considers all
-    #[arg(long, value_name = "P", value_parser = fraction, default_value_t = default().top_p)]
+    #[arg(long, value_name = "P", value_parser = fraction, allow_negative_numbers = true, default_value_t = default().top_p)]
     pub(crate) top_p: f32,
 
     /// Leave out tokens less than P times as likely as the likeliest; 0 leaves none out
-    #[arg(long, value_name = "P", value_parser = fraction, default_value_t = default().min_p)]
+    #[arg(long, value_name = "P", value_parser = fraction, allow_negative_numbers = true, default_value_t = default().min_p)]
     pub(crate) min_p: f32,
 
     /// Divide the score of tokens that were used by X; 1 does nothing
-    #[arg(long, value_name = "X", value_parser = above_zero, default_value_t = default().repeat_penalty)]
+    #[arg(long, value_name = "X", value_parser = above_zero, allow_negative_numbers = true, default_value_t = default().repeat_penalty)]
     pub(crate) repeat_penalty: f32,
 
     /// Subtract X from the score of tokens that were used
-    #[arg(long, value_name = "X", value_parser = finite, default_value_t = default().presence_penalty, allow_hyphen_values = true)]
+    #[arg(long, value_name = "X", value_parser = finite, default_value_t = default().presence_penalty, allow_negative_numbers = true)]
     pub(crate) presence_penalty: f32,
 
     /// Subtract X from a token's score for each time it was used
-    #[arg(long, value_name = "X", value_parser = finite, default_value_t = default().frequency_penalty, allow_hyphen_values = true)]
+    #[arg(long, value_name = "X", value_parser = finite, default_value_t = default().frequency_penalty, allow_negative_numbers = true)]
     pub(crate) frequency_penalty: f32,
 
     /// How many of the last tokens the penalties look at
@@ -130,10 +131,21 @@ fn default() -> SamplingSettings {
 }
 
 impl GenerationOptions {
-    /// The settings as the engine takes them. Without a seed, an arbitrary one.
+    /// Decides what was left open: the temperature that suits `model`, an arbitrary seed.
+    pub(crate) fn decided_for(self, model: &ModelOptions) -> Self {
+        Self {
+            temperature: self
+                .temperature
+                .or_else(|| model::usual_temperature(model.model.as_deref())),
+            seed: self.seed.or_else(|| Some(arbitrary_seed())),
+            ..self
+        }
+    }
+
+    /// The settings as the engine takes them.
     pub(crate) fn sampling(&self) -> SamplingSettings {
         SamplingSettings {
-            temperature: self.temperature,
+            temperature: self.temperature.unwrap_or(default().temperature),
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,
@@ -141,13 +153,13 @@ impl GenerationOptions {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             repeat_last_n: self.repeat_last_n,
-            seed: self.seed.unwrap_or_else(arbitrary_seed),
+            seed: self.seed.unwrap_or(default().seed),
         }
     }
 }
 
 /// A seed that nobody chose. The standard library's hash keys are the randomness at hand.
-pub(crate) fn arbitrary_seed() -> u64 {
+fn arbitrary_seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     // 32 bits: short enough to type again.
     RandomState::new().hash_one(std::process::id()) >> 32

@@ -21,8 +21,8 @@ pub struct PerplexityOptions {
 /// The shortest window of which anything is scored.
 pub const MIN_CTX: usize = 4;
 
-/// A text's perplexity.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A text's perplexity. The names are those of `marlin perplexity --json`.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Perplexity {
     /// `exp` of the mean negative log-likelihood of the scored tokens.
     pub perplexity: f64,

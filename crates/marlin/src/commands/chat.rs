@@ -15,7 +15,7 @@ use crate::ceilings;
 use crate::error::CliError;
 use crate::interrupt::Interrupt;
 use crate::model;
-use crate::options::{ContextOptions, GenerationOptions, ModelOptions, arbitrary_seed};
+use crate::options::{ContextOptions, GenerationOptions, ModelOptions};
 use crate::output::{AnswerWriter, bytes, note};
 use crate::totals::Totals;
 
@@ -69,11 +69,8 @@ pub(crate) fn run(args: Args) -> Result<(), CliError> {
     let mut chat = Chat {
         session,
         conversation: Conversation::new(args.system),
-        // Chosen once, so that /set shows it and the conversation can be had again.
-        generation: GenerationOptions {
-            seed: args.generation.seed.or_else(|| Some(arbitrary_seed())),
-            ..args.generation
-        },
+        // Decided once, so that /set shows it and the conversation can be had again.
+        generation: args.generation.decided_for(&args.model),
         interrupt: Interrupt::install()?,
         verbose: args.verbose,
         last: None,

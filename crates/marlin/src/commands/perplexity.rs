@@ -82,12 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
         note(&format!("interrupted after {} of {windows} windows", result.chunks));
     }
     if args.json {
-        return print_json(&serde_json::json!({
-            "perplexity": result.perplexity,
-            "stderr": result.stderr,
-            "tokens": result.tokens,
-            "chunks": result.chunks,
-        }));
+        return print_json(&result);
     }
     print(&format!(
         "perplexity {:.4} ± {:.4} over {} tokens in {} windows of {ctx}\n",

@@ -69,8 +69,8 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
     let model = model::load(&args.model)?;
     let tokens = encode(&model, args, prompt)?;
     let mut session = model::session(&model, &args.context)?;
-    let sampling = args.generation.sampling();
-    let seed = sampling.seed;
+    let sampling = args.generation.clone().decided_for(&args.model).sampling();
+    let (temperature, seed) = (sampling.temperature, sampling.seed);
     let interrupt = Interrupt::install()?;
     let options = GenerateOptions {
         sampling,
@@ -99,7 +99,10 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
         note(&totals.text());
     }
     if args.verbose {
-        note(&format!("{} | seed: {seed}", model.device_description()));
+        note(&format!(
+            "{} | temperature: {temperature} | seed: {seed}",
+            model.device_description()
+        ));
     }
     written
 }

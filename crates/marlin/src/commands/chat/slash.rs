@@ -74,9 +74,9 @@ impl Slash {
 
 /// The settings and their values, as `/set` shows them.
 pub(super) fn settings(options: &GenerationOptions) -> Vec<String> {
-    let seed = options.seed.map_or_else(|| "arbitrary".to_owned(), |seed| seed.to_string());
+    let sampling = options.sampling();
     [
-        ("temperature", options.temperature.to_string()),
+        ("temperature", sampling.temperature.to_string()),
         ("top-k", options.top_k.to_string()),
         ("top-p", options.top_p.to_string()),
         ("min-p", options.min_p.to_string()),
@@ -84,7 +84,7 @@ pub(super) fn settings(options: &GenerationOptions) -> Vec<String> {
         ("presence-penalty", options.presence_penalty.to_string()),
         ("frequency-penalty", options.frequency_penalty.to_string()),
         ("repeat-last-n", options.repeat_last_n.to_string()),
-        ("seed", seed),
+        ("seed", sampling.seed.to_string()),
         ("max-tokens", options.max_tokens.to_string()),
         ("stop", format!("{:?}", options.stop)),
     ]
@@ -101,7 +101,7 @@ pub(super) fn set(options: &mut GenerationOptions, name: &str, value: &str) -> R
     let with_name = |error: String| format!("{name} {value}: {error}");
     let real = |parse: fn(&str) -> Result<f32, String>| parse(value).map_err(with_name);
     match name.trim_start_matches('-').replace('_', "-").as_str() {
-        "temperature" => options.temperature = real(at_least_zero)?,
+        "temperature" => options.temperature = Some(real(at_least_zero)?),
         "top-k" => options.top_k = parse(value).map_err(with_name)?,
         "top-p" => options.top_p = real(fraction)?,
         "min-p" => options.min_p = real(fraction)?,
