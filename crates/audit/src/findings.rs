@@ -45,11 +45,26 @@ impl<'p, 's> Collector<'p, 's> {
     }
 
     fn locate(&self, file: u32, function: u32, span: Span) -> Located {
+        let source = &self.project.files[file as usize];
         let lines = &self.lines[file as usize];
-        let (line, column) = lines.position(span.start);
-        let source_line = lines.line(line);
-        let (end_line, end_column) = lines.position(span.end);
-        let end_column = if end_line == line { end_column } else { source_line.chars().count() + 1 };
+        let (line, mut column) = lines.position(span.start);
+        let (end_line, mut end_column) = lines.position(span.end);
+        let source_line = if std::ptr::eq(source.source, source.original) {
+            lines.line(line)
+        } else {
+            // The rewritten text keeps its lines but not its columns.
+            let shown = source.original.lines().nth(line - 1).unwrap_or("");
+            let rest = source.source.get(span.start as usize..).unwrap_or("").trim_start();
+            let word = rest.split(|c: char| !c.is_alphanumeric()).next().unwrap_or("");
+            let at = shown.find(word).filter(|_| !word.is_empty());
+            let at = at.unwrap_or(shown.len() - shown.trim_start().len());
+            column = shown[..at].chars().count() + 1;
+            end_column = shown.trim_end().chars().count() + 1;
+            shown
+        };
+        if end_line != line {
+            end_column = source_line.chars().count() + 1;
+        }
         Located {
             file: self.project.files[file as usize].path.clone(),
             function: self.function_name(function),

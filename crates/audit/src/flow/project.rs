@@ -11,7 +11,10 @@ pub(crate) struct SourceModule<'s> {
     /// Path as it is reported.
     pub(crate) path: String,
     pub(crate) language: Language,
+    /// The text that was parsed.
     pub(crate) source: &'s str,
+    /// The text as the file has it: other than `source` for Objective-C++, but line for line.
+    pub(crate) original: &'s str,
     pub(crate) module: Module<'s>,
     /// Kernels in the file or in its string literals.
     pub(crate) kernels: Vec<Kernel>,

@@ -6,7 +6,7 @@
 
 mod c_family;
 mod c_family_expr;
-mod objcpp;
+pub(crate) mod objcpp;
 mod python;
 mod rust;
 mod swift;
@@ -57,15 +57,12 @@ pub(crate) enum Unparsed {
     },
 }
 
-/// Lowers a source file.
+/// Lowers a source file; Objective-C++ as what [`objcpp::to_cpp`] made of it.
 ///
 /// # Errors
 ///
 /// [`Unparsed`] when so much of the file lies in syntax errors that an audit of the rest would mislead.
 pub(crate) fn lower(language: Language, source: &str) -> Result<Module<'_>, Unparsed> {
-    if language == Language::ObjectiveCpp {
-        return objcpp::lower(source);
-    }
     let tree = parse(language, source)?;
     let errors = check_errors(&tree, source, language)?;
     let cx = Context::new(source);

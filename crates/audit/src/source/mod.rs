@@ -92,6 +92,7 @@ pub fn audit_text(files: &[(&str, Language, &str)], options: &Options) -> Report
             path: (*path).to_string(),
             language: *language,
             text: (*text).to_string(),
+            rewritten: rewritten(*language, text, true),
             relevant: true,
         })
         .collect();
@@ -102,6 +103,8 @@ struct Text {
     path: String,
     language: Language,
     text: String,
+    /// What is parsed in its place.
+    rewritten: Option<String>,
     /// It mentions something of the APIs that are audited.
     relevant: bool,
 }
@@ -127,7 +130,12 @@ fn read(file: &walk::Found) -> Result<Text, Skipped> {
         Err(_) => String::new(),
     };
     let language = walk::refine(file.language, &text);
-    Ok(Text { path, language, text, relevant })
+    let rewritten = rewritten(language, &text, relevant);
+    Ok(Text { path, language, text, rewritten, relevant })
+}
+
+fn rewritten(language: Language, text: &str, relevant: bool) -> Option<String> {
+    (relevant && language == Language::ObjectiveCpp).then(|| front::objcpp::to_cpp(text))
 }
 
 /// Runs `f` in a thread pool whose threads have big stacks.
@@ -206,7 +214,8 @@ fn audit_here(texts: &[Text], mut skipped: Vec<Skipped>, options: &Options) -> R
 
 fn lower(text: &Text) -> Result<SourceModule<'_>, Skipped> {
     let skip = |reason: String| Skipped { file: text.path.clone(), reason, whole_file: true };
-    let source = text.text.as_str();
+    let original = text.text.as_str();
+    let source = text.rewritten.as_deref().unwrap_or(original);
     let mut kernels = Vec::new();
     let module = if text.language == Language::Metal {
         kernels = msl::kernels(source);
@@ -220,7 +229,7 @@ fn lower(text: &Text) -> Result<SourceModule<'_>, Skipped> {
             k
         }));
     }
-    Ok(SourceModule { path: text.path.clone(), language: text.language, source, module, kernels })
+    Ok(SourceModule { path: text.path.clone(), language: text.language, source, original, module, kernels })
 }
 
 impl Report {

@@ -21,8 +21,8 @@ struct Allowance {
 pub(super) fn apply(project: &Project<'_>, report: &mut Report) {
     let mut by_file: HashMap<&str, Vec<Allowance>> = HashMap::new();
     for file in &project.files {
-        if file.source.contains("marlin: allow") {
-            by_file.insert(&file.path, allowances(file.source));
+        if file.original.contains("marlin: allow") {
+            by_file.insert(&file.path, allowances(file.original));
         }
     }
     if by_file.is_empty() {
