@@ -207,6 +207,25 @@ fn odd_values() -> impl Strategy<Value = Value> {
         Just(json!([[[[[[[[1]]]]]]]])),
         Just(json!({"type": "Sequence", "normalizers": [], "pretokenizers": [], "decoders": []})),
         Just(json!({"Regex": "(a*)*b|(?=x)+\\p{L}{1,1000}"})),
+        prop_oneof![Just(""), Just("a*"), Just("\\b"), Just("(?=a)"), Just("("), Just(".")]
+            .prop_map(|pattern| json!({"Regex": pattern})),
+        prop_oneof![
+            Just("Removed"),
+            Just("MergedWithPrevious"),
+            Just("MergedWithNext"),
+            Just("Contiguous"),
+            Just("Split"),
+            Just("Metaspace"),
+            Just("Digits"),
+            Just("Punctuation"),
+            Just("Whitespace"),
+            Just("WhitespaceSplit"),
+            Just("ByteLevel"),
+            Just("NFKD"),
+            Just("Lowercase"),
+            Just("Strip"),
+        ]
+        .prop_map(|name| json!(name)),
         Just(json!({"type": "Replace", "pattern": {"String": "a"}, "content": "b".repeat(64)})),
         Just(json!(["a", "b", "c"])),
         Just(json!("a b")),
@@ -538,7 +557,7 @@ proptest! {
         let source = ModelSource::open(folder.path()).unwrap();
         let (result, memory) = measured(|| {
             let tokenizer = source.tokenizer()?;
-            let ids = tokenizer.encode("ab c <|im_end|> é", true, true);
+            let ids = tokenizer.encode("ab c <|im_end|> é\u{301} 12, a", true, true);
             Ok::<_, ModelError>(ids.map(|ids| tokenizer.decode(&ids, true)).is_ok())
         });
         if let Err(error) = &result {

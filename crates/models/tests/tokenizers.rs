@@ -64,6 +64,32 @@ fn a_bos_token_goes_before_the_text_only_if_asked_for_and_configured() {
     assert_eq!(with, [&[bos], without.as_slice()].concat());
 }
 
+/// The styles of real `tokenizer.json` files, made small; `make_tokenizers.py` has the references from `tokenizers`.
+#[test]
+fn the_styles_of_tokenizer_json_do_what_tokenizers_does() {
+    let data = json(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tokenizers.json"));
+    for entry in data["tokenizers"].as_array().unwrap() {
+        let name = entry["name"].as_str().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let model = fixture("llama");
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(model.join(file), folder.path().join(file)).unwrap();
+        }
+        std::fs::write(folder.path().join("tokenizer.json"), entry["tokenizer"].to_string())
+            .unwrap();
+        let tokenizer = ModelSource::open(folder.path()).unwrap().tokenizer().unwrap();
+        for case in entry["cases"].as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            let encode = |add, parse| tokenizer.encode(text, add, parse).unwrap();
+            assert_eq!(encode(false, true), ids(&case["ids"]), "{name}: {text:?}");
+            assert_eq!(encode(true, true), ids(&case["with_special"]), "{name}: {text:?}");
+            assert_eq!(encode(false, false), ids(&case["special_as_text"]), "{name}: {text:?}");
+            let decoded = tokenizer.decode(&encode(false, true), true);
+            assert_eq!(decoded, case["decoded"].as_str().unwrap(), "{name}: {text:?}");
+        }
+    }
+}
+
 /// The default model: its path is in `MARLIN_TEST_MODEL`, because it is too large to carry here.
 #[test]
 fn the_default_model_tokenises_as_llama_cpp_does() {

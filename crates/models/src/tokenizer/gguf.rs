@@ -2,13 +2,13 @@
 
 use ahash::AHashMap;
 use tokenizers::SplitDelimiterBehavior;
-use tokenizers::normalizers::{NormalizerWrapper, Replace};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 
 use super::added::{AddedToken, AddedTokens};
+use super::normalizer::Normalizer;
 use super::pipeline::{BpeParts, Pipeline};
 use super::pre_tokenizers::{self, PreTokenizer};
 use super::sentencepiece::SentencePiece;
@@ -255,9 +255,10 @@ fn marked_bpe(metadata: &Metadata) -> Result<Tokenizer, ModelError> {
     let lines = SplitPattern::Regex("[^\n]+|[\n]+".into());
     let lines = Split::new(lines, SplitDelimiterBehavior::Isolated, false).map_err(bad_stage)?;
     let pipeline = Pipeline {
-        normalizer: Some(NormalizerWrapper::Replace(
-            Replace::new(" ", SPACE_MARK).map_err(bad_stage)?,
-        )),
+        normalizer: Some(Normalizer::ReplaceText {
+            pattern: " ".into(),
+            content: SPACE_MARK.into(),
+        }),
         pre_tokenizer: Some(PreTokenizerWrapper::Split(lines)),
         model,
         normalized_tokens: AddedTokens::default(),

@@ -8,6 +8,7 @@ mod added;
 mod detokenizer;
 mod gguf;
 mod json;
+mod normalizer;
 mod pipeline;
 mod pre_tokenizers;
 mod sentencepiece;

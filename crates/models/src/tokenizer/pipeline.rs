@@ -1,23 +1,23 @@
 //! Encoding through the `tokenizers` crate: normalise, cut into words, merge.
 
+use std::ops::Range;
 use std::path::Path;
 
 use ahash::AHashMap;
 use tokenizers::models::bpe::BPE;
-use tokenizers::normalizer::Range;
-use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::normalizer;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::{
-    Model, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString,
-    PreTokenizer, Token,
+    Model, NormalizedString, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Token,
 };
 
-use super::added::AddedTokens;
+use super::added::{AddedTokens, Fragment};
+use super::normalizer::Normalizer;
 use crate::error::{At, ModelError, quote};
 
 /// The stages that text goes through.
 pub(super) struct Pipeline {
-    pub(super) normalizer: Option<NormalizerWrapper>,
+    pub(super) normalizer: Option<Normalizer>,
     pub(super) pre_tokenizer: Option<PreTokenizerWrapper>,
     pub(super) model: BPE,
     /// Added tokens that are looked for after normalising, with their contents normalised too.
@@ -36,20 +36,28 @@ impl Pipeline {
         parse_special: bool,
         shield: Option<char>,
     ) -> Result<Vec<u32>> {
-        let mut parts = PreTokenizedString::from(text);
-        parts.split(|_, part| cut(part, tokens, parse_special))?;
-        parts.split(|_, mut part| {
-            if let Some(normalizer) = &self.normalizer {
-                normalizer.normalize(&mut part)?;
+        let mut normalized = Normalized::default();
+        for fragment in tokens.fragments(text, parse_special) {
+            let part = &text[fragment.range];
+            if fragment.id.is_some() {
+                normalized.push(part, fragment.id);
+                continue;
             }
-            cut(part, &self.normalized_tokens, parse_special)
-        })?;
-        if let Some(shield) = shield {
-            parts.normalize(|part| {
-                part.filter(|c| c != shield);
-                Ok(())
-            })?;
+            let part = match &self.normalizer {
+                None => part.to_owned(),
+                Some(normalizer) => normalizer.apply(part.to_owned()),
+            };
+            for fragment in self.normalized_tokens.fragments(&part, parse_special) {
+                let part = &part[fragment.range];
+                match shield {
+                    Some(shield) => normalized.push(&part.replace(shield, ""), fragment.id),
+                    None => normalized.push(part, fragment.id),
+                }
+            }
         }
+        // As one text: some pre-tokenisers treat what is at its start in another way.
+        let mut parts = PreTokenizedString::from(normalized.text);
+        parts.split(|_, whole| cut(&whole, &normalized.fragments))?;
         if let Some(pre_tokenizer) = &self.pre_tokenizer {
             pre_tokenizer.pre_tokenize(&mut parts)?;
         }
@@ -62,21 +70,33 @@ impl Pipeline {
     }
 }
 
+/// Text after normalising, and the tokens that are known in it.
+#[derive(Default)]
+struct Normalized {
+    text: String,
+    fragments: Vec<Fragment>,
+}
+
+impl Normalized {
+    fn push(&mut self, part: &str, id: Option<u32>) {
+        let start = self.text.len();
+        self.text.push_str(part);
+        self.fragments.push(Fragment { range: start..self.text.len(), id });
+    }
+}
+
 type Cut = Vec<(NormalizedString, Option<Vec<Token>>)>;
 
-fn cut(part: NormalizedString, tokens: &AddedTokens, parse_special: bool) -> Result<Cut> {
-    tokens
-        .fragments(part.get(), parse_special)
-        .into_iter()
-        .map(|fragment| {
-            let piece = part
-                .slice(Range::Normalized(fragment.range))
-                .ok_or("an added token was found in the middle of a character")?;
-            let token = fragment.id.map(|id| {
-                let (text, len) = (piece.get().to_owned(), piece.get().len());
-                vec![Token::new(id, text, (0, len))]
-            });
-            Ok((piece, token))
+fn cut(text: &NormalizedString, fragments: &[Fragment]) -> Result<Cut> {
+    let piece = |range: &Range<usize>| {
+        let range = normalizer::Range::Normalized(range.clone());
+        text.slice(range).ok_or("an added token was found in the middle of a character")
+    };
+    fragments
+        .iter()
+        .map(|Fragment { range, id }| {
+            let token = |id| Token::new(id, String::new(), (0, range.len()));
+            Ok((piece(range)?, id.map(|id| vec![token(id)])))
         })
         .collect()
 }
