@@ -440,8 +440,18 @@ impl Session {
         Ok(all)
     }
 
-    /// Runs `tokens` through slot 0 as a prompt from position `start` on, for benchmarks: one
-    /// output after the last token, which is returned.
+    /// Sets how [`feed`](Self::feed) samples.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn begin(&mut self, sampling: &SamplingSettings) -> Result<(), EngineError> {
+        self.cached[0].clear();
+        Ok(self.executor.begin_sequence(0, sampling, &[])?)
+    }
+
+    /// Runs `tokens` through slot 0 as a prompt from position `start` on, and returns the
+    /// token sampled after the last one: the loop underneath [`generate`](Self::generate),
+    /// without text, for benchmarks and for callers that have their own.
     ///
     /// # Errors
     /// If they do not fit the context, or the device fails.
