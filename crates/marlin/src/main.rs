@@ -45,6 +45,7 @@ enum Command {
     Inspect(commands::inspect::Args),
     Pull(commands::pull::Args),
     Devices(commands::devices::Args),
+    Audit(commands::audit::Args),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +56,8 @@ fn main() -> ExitCode {
         Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Devices(args) => commands::devices::run(&args),
+        // Findings are a result, not a failure.
+        Command::Audit(args) => return commands::audit::run(&args),
         Command::Pull(args) => commands::pull::run(&args),
     };
     match outcome {

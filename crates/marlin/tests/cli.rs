@@ -560,3 +560,21 @@ fn a_mistake_in_a_conversation_does_not_end_it() {
     }
     assert!(!output.stdout.is_empty());
 }
+
+// --- audit -------------------------------------------------------------------------------------
+
+#[test]
+fn the_auditor_is_mounted_with_its_own_exit_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    let clean = folder.path().join("clean.py");
+    fs::write(&clean, "x = 1\n").unwrap();
+    assert_eq!(run(&["audit", "source", clean.to_str().unwrap()]).status.code(), Some(0));
+    let wasteful = folder.path().join("wasteful.py");
+    let source = "import Metal\nimport struct\n\ndef dispatch(device, encoder, n):\n    params = device.newBufferWithBytes_length_options_(\n        struct.pack(\"I\", n), 4, Metal.MTLResourceStorageModeShared)\n    encoder.setBuffer_offset_atIndex_(params, 0, 0)\n";
+    fs::write(&wasteful, source).unwrap();
+    let output = run(&["audit", "source", "--format", "json", wasteful.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["buffers"][0]["buffer"], "params", "{report}");
+    assert_eq!(run(&["audit", "explain", "XX999"]).status.code(), Some(2));
+}

@@ -1,5 +1,6 @@
 //! One file per command; each is thin over the libraries.
 
+pub(crate) mod audit;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod devices;
