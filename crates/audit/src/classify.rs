@@ -59,7 +59,9 @@ pub(crate) fn classify(buffer: &Buffer<'_>, target: TargetDevice) -> Verdict {
     }
     let no_copy = kind == CreateKind::NoCopy;
     let unused = facts.untouched() && !escaped && !no_copy;
-    let host_unknown = escaped && !host_writes && !host_reads && !no_copy;
+    // Private memory is out of the host's reach, whoever holds the buffer.
+    let private = mode == Some(WrittenMode::Private);
+    let host_unknown = escaped && !host_writes && !host_reads && !no_copy && !private;
     let unknown = host_unknown && device == DeviceAccess::Unknown;
 
     let host = if host_reads {

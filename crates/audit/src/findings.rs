@@ -40,7 +40,7 @@ struct Located {
 
 impl<'p, 's> Collector<'p, 's> {
     pub(crate) fn new(project: &'p Project<'s>, hot: Vec<bool>, target: TargetDevice) -> Self {
-        let lines = project.files.iter().map(|f| Lines::new(f.source)).collect();
+        let lines = project.files.iter().map(|f| Lines::new(if f.aligned { f.original } else { f.source })).collect();
         Self { project, lines, target, hot, report: Report::default(), seen: HashMap::new() }
     }
 
@@ -49,7 +49,7 @@ impl<'p, 's> Collector<'p, 's> {
         let lines = &self.lines[file as usize];
         let (line, mut column) = lines.position(span.start);
         let (end_line, mut end_column) = lines.position(span.end);
-        let source_line = if std::ptr::eq(source.source, source.original) {
+        let source_line = if source.aligned {
             lines.line(line)
         } else {
             // The rewritten text keeps its lines but not its columns.

@@ -116,6 +116,7 @@ pub(crate) fn effects(call: &Call<'_>, language: Language) -> Vec<(Slot, Effect)
         "clear_buffer" => &[(Arg(0), DeviceWrite)],
         "fill" if language == Language::Swift => &[(Label("buffer"), DeviceWrite)],
         "resolveCounters_inRange_destinationBuffer_destinationOffset" => &[(Arg(2), DeviceWrite)],
+        "resolve_counters" | "resolveCounters" => &[(Arg(2), DeviceWrite)],
         "resolve_query_set" => &[(Arg(2), DeviceWrite)],
         // Metal: draws.
         "draw_indexed_primitives" | "draw_indexed_primitives_instanced" => &[(Arg(3), DeviceRead)],

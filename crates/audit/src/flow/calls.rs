@@ -16,7 +16,9 @@ const MAX_APPLIED: usize = 512;
 
 impl<'s> Eval<'_, 's> {
     pub(crate) fn call(&mut self, call: &Call<'s>, span: Span) -> Value<'s> {
-        if let Some(creation) = recognise(call, self.language) {
+        if let Some(creation) = recognise(call, self.language)
+            && !self.is_own_wrapper(call)
+        {
             return self.create(call, creation, span);
         }
         let receiver = call.receiver.as_ref().map(|r| self.expr(r)).unwrap_or_default();
@@ -72,6 +74,20 @@ impl<'s> Eval<'_, 's> {
     }
 
     // ---- creation ----
+
+    /// Whether a call that looks like the API's is of a wrapper of that name in the audited code.
+    fn is_own_wrapper(&mut self, call: &Call<'s>) -> bool {
+        if !matches!(call.name.as_ref(), "new_buffer" | "new_buffer_with_data" | "new_buffer_with_bytes_no_copy" | "newBuffer") {
+            return false;
+        }
+        let receiver = call.receiver.as_ref().map(|r| self.expr(r)).unwrap_or_default();
+        let Some(id) = self.resolve(call, &receiver) else { return false };
+        if id == self.id {
+            return false;
+        }
+        self.called(id);
+        self.known[id as usize].returns.has_site()
+    }
 
     fn create(
         &mut self,
@@ -292,7 +308,8 @@ impl<'s> Eval<'_, 's> {
                 return None;
             }
             let imports = &self.project.files[self.file as usize].module.imports;
-            if let Some(import) = imports.iter().find(|i| i.local == path) {
+            let import = imports.iter().find(|i| i.local == path && self.language == Language::Python);
+            if let Some(import) = import {
                 let wanted = import.item.unwrap_or(import.module);
                 return match self.project.module_file(self.file, wanted) {
                     Some(file) => self.project.function_in(file, name),
@@ -493,6 +510,23 @@ impl<'s> Eval<'_, 's> {
                     self.emit(&place, Touch::Escape(Cow::Owned(name.to_string())), arg.value.span, false);
                 }
             }
+        }
+        // Options go through conversions and unions: `MTLResourceOptions(a.bits() | b.bits())`.
+        let mut options: Option<Options> = None;
+        for value in args.iter().chain(std::iter::once(receiver)) {
+            for atom in value.atoms() {
+                if let Atom::Options(o) = atom {
+                    options = Some(options.map_or(*o, |held| held.or(*o)));
+                }
+            }
+        }
+        if let Some(options) = options {
+            return Value::of(Atom::Options(options));
+        }
+        if matches!(name, "empty" | "default")
+            && call.receiver.as_ref().and_then(Expr::last_name).is_some_and(|n| n.ends_with("ResourceOptions"))
+        {
+            return Value::of(Atom::Options(Options::default()));
         }
         let mut out = Value::default();
         // What names a kernel goes through: `newFunctionWithName`, `get_pipeline`, ….

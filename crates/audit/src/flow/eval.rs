@@ -181,7 +181,7 @@ impl<'p, 's> Eval<'p, 's> {
                 if let Some(value) = value {
                     let first = self.out.sites.len();
                     let returned = self.expr(value);
-                    self.name_new_sites(first, None);
+                    self.name_new_sites(first, None, &returned);
                     if self.lambdas == 0 {
                         if returned.is_view() {
                             self.emit(&returned, Touch::HostView, value.span, false);
@@ -314,7 +314,7 @@ impl<'p, 's> Eval<'p, 's> {
             return;
         };
         let mut value = self.expr(value_expr);
-        self.name_new_sites(first, Some(target));
+        self.name_new_sites(first, Some(target), &value);
         if let Some(class) = ty.and_then(|ty| self.project.class_in_type(ty)) {
             value.add(Atom::Object(class));
         }
@@ -517,9 +517,11 @@ impl<'p, 's> Eval<'p, 's> {
 
     // ---- names of creation sites ----
 
-    /// Names the sites made since `first` after the variable they are assigned to.
-    pub(crate) fn name_new_sites(&mut self, first: usize, target: Option<&Expr<'s>>) {
-        let count = self.out.sites.len() - first.min(self.out.sites.len());
+    /// Names the sites made since `first` that `value` holds after the variable it is assigned to.
+    pub(crate) fn name_new_sites(&mut self, first: usize, target: Option<&Expr<'s>>, value: &Value<'s>) {
+        if self.out.sites.len() <= first {
+            return;
+        }
         let name = target.and_then(|t| match &t.kind {
             ExprKind::Index(base, index) => {
                 let key = match &index.kind {
@@ -528,22 +530,31 @@ impl<'p, 's> Eval<'p, 's> {
                 };
                 key.or_else(|| base.last_name())
             }
-            ExprKind::List(parts) => parts.first().and_then(Expr::last_name),
             _ => t.last_name(),
         });
-        let unnamed = self.out.sites[first..].iter().filter(|s| s.name.is_none()).count();
-        let mut position = 0;
+        let parts: &[Expr<'s>] = match target.map(|t| &t.kind) {
+            Some(ExprKind::List(parts)) => parts,
+            _ => &[],
+        };
+        let Some(name) = name.or_else(|| parts.first().and_then(Expr::last_name)) else { return };
+        if name.starts_with('<') {
+            return;
+        }
         for site in &mut self.out.sites[first..] {
             if site.name.is_some() {
                 continue;
             }
-            let Some(name) = name.filter(|n| *n != "<element>") else { continue };
-            site.name = Some(if unnamed > 1 && count > 1 {
-                Cow::Owned(format!("{name}[{position}]"))
-            } else {
-                Cow::Borrowed(name)
+            let direct = value.atoms().iter().any(|a| matches!(a, Atom::Place { root: Root::Site(id), .. } if *id == site.id));
+            let position = value.atoms().iter().find_map(|a| match a {
+                Atom::List(items) if items.len() > 1 => items.iter().position(|i| i.sites().contains(&site.id)),
+                _ => None,
             });
-            position += 1;
+            site.name = match position {
+                Some(at) if !parts.is_empty() => parts.get(at).and_then(Expr::last_name).map(Cow::Borrowed),
+                Some(at) => Some(Cow::Owned(format!("{name}[{at}]"))),
+                None if direct || value.sites().contains(&site.id) => Some(Cow::Borrowed(name)),
+                None => None,
+            };
         }
     }
 

@@ -13,8 +13,10 @@ pub(crate) struct SourceModule<'s> {
     pub(crate) language: Language,
     /// The text that was parsed.
     pub(crate) source: &'s str,
-    /// The text as the file has it: other than `source` for Objective-C++, but line for line.
+    /// The text as the file has it: the same as `source` line for line.
     pub(crate) original: &'s str,
+    /// The same as `source` byte for byte.
+    pub(crate) aligned: bool,
     pub(crate) module: Module<'s>,
     /// Kernels in the file or in its string literals.
     pub(crate) kernels: Vec<Kernel>,

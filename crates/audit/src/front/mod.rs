@@ -6,7 +6,8 @@
 
 mod c_family;
 mod c_family_expr;
-pub(crate) mod objcpp;
+mod objcpp;
+mod preprocess;
 mod python;
 mod rust;
 mod swift;
@@ -57,7 +58,7 @@ pub(crate) enum Unparsed {
     },
 }
 
-/// Lowers a source file; Objective-C++ as what [`objcpp::to_cpp`] made of it.
+/// Lowers a source file, or what [`rewritten`] made of it.
 ///
 /// # Errors
 ///
@@ -76,6 +77,16 @@ pub(crate) fn lower(language: Language, source: &str) -> Result<Module<'_>, Unpa
     };
     module.errors = errors;
     Ok(module)
+}
+
+/// What is parsed in place of a file's text, if that is not the text itself, and whether every
+/// byte is where it was.
+pub(crate) fn rewritten(language: Language, source: &str) -> Option<(String, bool)> {
+    match language {
+        Language::Cpp | Language::ObjectiveC => Some((preprocess::prepared(source), true)),
+        Language::ObjectiveCpp => Some((objcpp::to_cpp(&preprocess::prepared(source)), false)),
+        Language::Python | Language::Rust | Language::Swift | Language::Metal => None,
+    }
 }
 
 fn parse(language: Language, source: &str) -> Result<Tree, Unparsed> {

@@ -5,7 +5,7 @@
 //! become lambdas, and `@` literals lose their sign. Every line stays on its line.
 
 /// The C++ that stands for `source`, line for line.
-pub(crate) fn to_cpp(source: &str) -> String {
+pub(super) fn to_cpp(source: &str) -> String {
     let tokens = tokens(source);
     let partner = partners(&tokens, source);
     let mut rewriter = Rewriter { source, tokens, partner, out: String::with_capacity(source.len() + 64), copied: 0 };

@@ -632,6 +632,11 @@ impl<'s> Rust<'s> {
         let name_node = node.child_by_field_name("macro");
         let name = name_node.map_or("", |n| self.cx.text(n)).rsplit(':').next().unwrap_or("");
         let tree = children(node).into_iter().find(|n| n.kind() == "token_tree");
+        if matches!(name, "msg_send" | "msg_send_id" | "msg_send_bool")
+            && let Some(call) = tree.and_then(|t| self.message(t))
+        {
+            return call;
+        }
         let args = tree.map(|t| self.token_list(t)).unwrap_or_default();
         let name_span = name_node.map_or(span(node), span);
         if name == "vec" {
@@ -639,6 +644,40 @@ impl<'s> Rust<'s> {
         }
         let args = args.into_iter().map(|value| Arg { label: None, value }).collect();
         ExprKind::Call(Box::new(Call { name: Cow::Borrowed(name), receiver: None, args, name_span, is_macro: true }))
+    }
+
+    /// `msg_send![receiver, setBuffer: b offset: 0 atIndex: 1]` is a call under its selector's name.
+    fn message(&mut self, tree: Node<'_>) -> Option<ExprKind<'s>> {
+        let mut cursor = tree.walk();
+        let tokens: Vec<Node<'_>> = tree.children(&mut cursor).collect();
+        let inner = tokens.get(1..tokens.len().checked_sub(1)?)?;
+        let comma = inner.iter().position(|t| t.kind() == ",")?;
+        let receiver = Some(self.token_expr(&inner[..comma]));
+        let rest = &inner[comma + 1..];
+        let colons: Vec<usize> = (1..rest.len())
+            .filter(|&i| rest[i].kind() == ":" && rest[i - 1].kind() == "identifier")
+            .collect();
+        let first = rest.first()?;
+        if colons.is_empty() {
+            let name = Cow::Borrowed(self.cx.text(*first));
+            let call = Call { name, receiver, args: Vec::new(), name_span: span(*first), is_macro: false };
+            return Some(ExprKind::Call(Box::new(call)));
+        }
+        let mut parts = Vec::new();
+        let mut args = Vec::new();
+        for (k, &colon) in colons.iter().enumerate() {
+            parts.push(self.cx.text(rest[colon - 1]));
+            let end = colons.get(k + 1).map_or(rest.len(), |next| next - 1);
+            let value = &rest[colon + 1..end];
+            // objc2 separates the parts with commas.
+            let value = match value.split_last() {
+                Some((last, before)) if last.kind() == "," => before,
+                _ => value,
+            };
+            args.push(Arg { label: None, value: self.token_expr(value) });
+        }
+        let call = Call { name: Cow::Owned(parts.join("_")), receiver, args, name_span: span(*first), is_macro: false };
+        Some(ExprKind::Call(Box::new(call)))
     }
 
     /// The expressions between the commas of a token tree.

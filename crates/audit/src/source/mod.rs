@@ -104,7 +104,7 @@ struct Text {
     language: Language,
     text: String,
     /// What is parsed in its place.
-    rewritten: Option<String>,
+    rewritten: Option<(String, bool)>,
     /// It mentions something of the APIs that are audited.
     relevant: bool,
 }
@@ -134,8 +134,8 @@ fn read(file: &walk::Found) -> Result<Text, Skipped> {
     Ok(Text { path, language, text, rewritten, relevant })
 }
 
-fn rewritten(language: Language, text: &str, relevant: bool) -> Option<String> {
-    (relevant && language == Language::ObjectiveCpp).then(|| front::objcpp::to_cpp(text))
+fn rewritten(language: Language, text: &str, relevant: bool) -> Option<(String, bool)> {
+    if relevant { front::rewritten(language, text) } else { None }
 }
 
 /// Runs `f` in a thread pool whose threads have big stacks.
@@ -215,7 +215,10 @@ fn audit_here(texts: &[Text], mut skipped: Vec<Skipped>, options: &Options) -> R
 fn lower(text: &Text) -> Result<SourceModule<'_>, Skipped> {
     let skip = |reason: String| Skipped { file: text.path.clone(), reason, whole_file: true };
     let original = text.text.as_str();
-    let source = text.rewritten.as_deref().unwrap_or(original);
+    let (source, aligned) = match &text.rewritten {
+        Some((source, aligned)) => (source.as_str(), *aligned),
+        None => (original, true),
+    };
     let mut kernels = Vec::new();
     let module = if text.language == Language::Metal {
         kernels = msl::kernels(source);
@@ -229,7 +232,7 @@ fn lower(text: &Text) -> Result<SourceModule<'_>, Skipped> {
             k
         }));
     }
-    Ok(SourceModule { path: text.path.clone(), language: text.language, source, original, module, kernels })
+    Ok(SourceModule { path: text.path.clone(), language: text.language, source, original, aligned, module, kernels })
 }
 
 impl Report {

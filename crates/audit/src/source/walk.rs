@@ -123,13 +123,32 @@ pub(super) fn refine(language: Language, text: &str) -> Language {
 }
 
 /// Words without which a file has nothing to audit.
-const MARKERS: &[&str] = &[
-    "MTL", "newBuffer", "makeBuffer", "new_buffer", "create_buffer", "torageMode", "setBuffer", "set_buffer", "torch",
-    "mlx", "candle", "wgpu", "import Metal", "objc2_metal", "kernel void", "[[buffer(", "[[kernel]]", "dispatchThread",
-    "set_params!", "BufferUsages", "waitUntilCompleted", "wait_until_completed",
+const COMMON: &[&str] = &["MTL", "torageMode", "kernel void", "[[buffer(", "[[kernel]]"];
+const PYTHON: &[&str] = &["import torch", "from torch", "import mlx", "from mlx", "import Metal", "from Metal", "newBuffer"];
+const RUST: &[&str] = &[
+    "candle", "wgpu", "objc2_metal", "metal::", "new_buffer", "newBuffer", "set_buffer", "set_params!", "BufferUsages",
+    "wait_until_completed",
 ];
+const C_LIKE: &[&str] = &["newBuffer", "setBuffer", "dispatchThread", "waitUntilCompleted"];
+const SWIFT: &[&str] = &["makeBuffer", "import Metal", "setBuffer", "waitUntilCompleted", "contents()"];
 
 pub(super) fn is_relevant(language: Language, bytes: &[u8]) -> bool {
-    static FINDER: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| AhoCorasick::new(MARKERS).ok());
-    language == Language::Metal || FINDER.as_ref().is_none_or(|f| f.is_match(bytes))
+    struct Finders {
+        python: Option<AhoCorasick>,
+        rust: Option<AhoCorasick>,
+        c_like: Option<AhoCorasick>,
+        swift: Option<AhoCorasick>,
+    }
+    static FINDERS: LazyLock<Finders> = LazyLock::new(|| {
+        let finder = |own: &[&str]| AhoCorasick::new(COMMON.iter().chain(own)).ok();
+        Finders { python: finder(PYTHON), rust: finder(RUST), c_like: finder(C_LIKE), swift: finder(SWIFT) }
+    });
+    let finder = match language {
+        Language::Metal => return true,
+        Language::Python => &FINDERS.python,
+        Language::Rust => &FINDERS.rust,
+        Language::Swift => &FINDERS.swift,
+        Language::ObjectiveC | Language::ObjectiveCpp | Language::Cpp => &FINDERS.c_like,
+    };
+    finder.as_ref().is_none_or(|f| f.is_match(bytes))
 }
