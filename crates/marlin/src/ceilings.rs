@@ -22,12 +22,17 @@ pub(crate) fn remembered(model: &Model) -> Option<Ceilings> {
     Some(Ceilings { read_bytes_per_s, multiply_adds_per_s })
 }
 
-/// Measures, which takes about a second, and remembers.
+/// Measures, which takes about a second. The best ever seen is remembered: whatever else runs on the
+/// machine can only make it look slower.
 pub(crate) fn measure(model: &Model) -> Ceilings {
     let measured = model.measure_ceilings();
-    let Ceilings { read_bytes_per_s, multiply_adds_per_s } = measured;
+    let best = remembered(model).unwrap_or(measured);
+    let kept = Kept {
+        read_bytes_per_s: measured.read_bytes_per_s.max(best.read_bytes_per_s),
+        multiply_adds_per_s: measured.multiply_adds_per_s.max(best.multiply_adds_per_s),
+    };
     let mut all = read();
-    all.insert(key(model), Kept { read_bytes_per_s, multiply_adds_per_s });
+    all.insert(key(model), kept);
     // Whoever cannot remember measures again.
     if let (Some(path), Ok(text)) = (path(), serde_json::to_string_pretty(&all)) {
         let _ = path.parent().map(fs::create_dir_all);

@@ -304,6 +304,23 @@ fn a_busy_server_is_asked_again_and_a_missing_file_is_not() {
 }
 
 #[test]
+fn a_server_that_asks_for_patience_gets_it_within_limits() {
+    let setup = Setup::new();
+    let busy = Page {
+        status: Some(429),
+        headers: vec![("Retry-After".into(), "3600".into())],
+        ..Page::default()
+    };
+    let url = setup.server.put("/x.gguf", busy);
+    let start = std::time::Instant::now();
+    let error = setup.pull(&url).unwrap_err();
+    assert!(error.to_string().contains("429 Too Many Requests"), "{error}");
+    assert_eq!(setup.server.requests().len(), 3);
+    // Two pauses, each as long as it may be.
+    assert!(start.elapsed() >= Duration::from_millis(40));
+}
+
+#[test]
 fn redirects_are_followed_and_endless_ones_are_not() {
     let setup = Setup::new();
     let body = model_bytes(100);

@@ -96,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
             if args.verbose { Some(ceilings::known(&model)) } else { ceilings::remembered(&model) };
         let totals =
             Totals::new(&generated, &model, ceilings.map(|ceilings| ceilings.read_bytes_per_s));
-        note(&totals.text());
+        note(&format!("{} | load: {:.2} s", totals.text(), totals.load_s));
     }
     if args.verbose {
         note(&format!(

@@ -244,10 +244,34 @@ fn remove(path: &Path) -> Result<(), PullError> {
     }
 }
 
-/// Gives a finished file its name. `from` and `to` are on the same file system.
+/// Gives a finished file its name, so that nobody ever sees half of it under that name.
 pub(super) fn finish(from: &Path, to: &Path) -> Result<(), PullError> {
     create_parent(to)?;
-    fs::rename(from, to).map_err(PullError::io(to, "move the finished file there"))
+    let failed = || PullError::io(to, "move the finished file there");
+    match fs::rename(from, to) {
+        // Part of the cache folder is a link to another disk: first bring the content over.
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            let folder = to.parent().unwrap_or(Path::new("."));
+            let mut near = shared_tempfile(folder).map_err(failed())?;
+            let mut content =
+                File::open(from).map_err(PullError::io(from, "open the finished file"))?;
+            io::copy(&mut content, near.as_file_mut())
+                .and_then(|_| near.as_file().sync_all())
+                .and_then(|()| Ok(near.persist(to)?))
+                .map_err(failed())?;
+            remove(from)
+        }
+        renamed => renamed.map_err(failed()),
+    }
+}
+
+/// A temporary file that others may read once it has its name. Temporary files are private by default,
+/// but a cache may be shared; the umask still applies.
+fn shared_tempfile(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
 }
 
 /// Reads a JSON file; `None` if it is missing or not what is expected, which callers treat alike.
@@ -259,11 +283,7 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
 pub(super) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), PullError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let write = || -> io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        // Temporary files are private by default; a cache may be shared. The umask still applies.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(folder)?;
+        let mut file = shared_tempfile(folder)?;
         file.write_all(serde_json::to_string_pretty(value)?.as_bytes())?;
         file.persist(path)?;
         Ok(())
@@ -343,6 +363,24 @@ mod tests {
         cache.lock("other", "x", &Silent).unwrap();
         drop(held);
         cache.lock("k", "x", &Impatient).unwrap();
+    }
+
+    /// Needs two file systems; `/dev/shm` is one of its own wherever it exists.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_is_finished_across_file_systems() {
+        use std::os::unix::fs::MetadataExt;
+        let (Ok(shm), near) = (tempfile::tempdir_in("/dev/shm"), tempfile::tempdir().unwrap())
+        else {
+            return;
+        };
+        let (from, to) = (shm.path().join("from"), near.path().join("new/to"));
+        fs::write(&from, "abc").unwrap();
+        let device = |path: &Path| fs::metadata(path).unwrap().dev();
+        finish(&from, &to).unwrap();
+        assert_eq!(fs::read_to_string(&to).unwrap(), "abc");
+        assert!(!from.exists());
+        assert_eq!(device(&to), device(near.path()));
     }
 
     #[test]
