@@ -1,4 +1,5 @@
-//! Speed of a model on a device, in the shapes of `llama-bench`, beside what the device can do at most.
+//! Speed of a model on a device, in the shapes of `llama-bench`, beside what the device can do at
+//! most.
 
 use std::time::{Duration, Instant};
 
@@ -30,8 +31,8 @@ pub struct Benchmark {
 }
 
 impl Benchmark {
-    /// Measures, after one round that does not count. `on_round` is called after every repetition and
-    /// ends the measurement when it returns `false`.
+    /// Measures, after one round that does not count. `on_round` is called after every repetition
+    /// and ends the measurement when it returns `false`.
     ///
     /// The prompt is of arbitrary tokens: speed does not depend on which.
     ///
@@ -92,14 +93,15 @@ impl Benchmark {
         Some(self.decode_bytes as f64 / median(&self.decode)? / 1e9)
     }
 
-    /// [`decode_gb_s`](Self::decode_gb_s) as a percentage of the measured read bandwidth: 100 is the floor
-    /// of what a decode step can take.
+    /// [`decode_gb_s`](Self::decode_gb_s) as a percentage of the measured read bandwidth: 100 is
+    /// the floor of what a decode step can take.
     #[must_use]
     pub fn decode_floor_pct(&self, ceilings: &Ceilings) -> Option<f64> {
         Some(100.0 * self.decode_gb_s()? * 1e9 / ceilings.read_bytes_per_s)
     }
 
-    /// Multiply-adds per second of the prompt's matrix products as a percentage of the measured peak.
+    /// Multiply-adds per second of the prompt's matrix products as a percentage of the measured
+    /// peak.
     #[must_use]
     pub fn prefill_peak_pct(&self, ceilings: &Ceilings) -> Option<f64> {
         Some(
@@ -117,7 +119,8 @@ fn measure(run: impl FnOnce() -> Result<(), EngineError>) -> Result<f64, EngineE
     Ok(start.elapsed().max(Duration::from_nanos(1)).as_secs_f64())
 }
 
-/// Decodes `steps` tokens from an empty context, each step taking the token that the last one chose.
+/// Decodes `steps` tokens from an empty context, each step taking the token that the last one
+/// chose.
 fn decode(session: &mut Session, first: u32, steps: usize) -> Result<(), EngineError> {
     let mut token = first;
     for position in 0..steps {

@@ -22,8 +22,8 @@ pub(crate) fn remembered(model: &Model) -> Option<Ceilings> {
     Some(Ceilings { read_bytes_per_s, multiply_adds_per_s })
 }
 
-/// Measures, which takes about a second. The best ever seen is remembered: whatever else runs on the
-/// machine can only make it look slower.
+/// Measures, which takes about a second. The best ever seen is remembered: whatever else runs on
+/// the machine can only make it look slower.
 pub(crate) fn measure(model: &Model) -> Ceilings {
     let measured = model.measure_ceilings();
     let best = remembered(model).unwrap_or(measured);

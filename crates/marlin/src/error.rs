@@ -21,7 +21,8 @@ pub(crate) enum CliError {
         /// What to do next.
         hint: Option<String>,
     },
-    /// Whoever read our output has gone, as in `marlin … | head`: nothing is left to do, nothing failed.
+    /// Whoever read our output has gone, as in `marlin … | head`: nothing is left to do, nothing
+    /// failed.
     ReaderGone,
 }
 

@@ -13,8 +13,8 @@ pub(crate) struct Interrupt {
 }
 
 impl Interrupt {
-    /// Takes Ctrl-C over from here on; may be called once. Until then Ctrl-C ends the program, which is
-    /// right for fetching and loading: they leave nothing half done.
+    /// Takes Ctrl-C over from here on; may be called once. Until then Ctrl-C ends the program,
+    /// which is right for fetching and loading: they leave nothing half done.
     pub(crate) fn install() -> Result<Self, CliError> {
         let raised = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&raised);

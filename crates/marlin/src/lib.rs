@@ -25,9 +25,9 @@
 //! # }
 //! ```
 //!
-//! This crate puts the parts together; each is a crate of its own: `marlin-engine` (models, sessions),
-//! `marlin-models` (files, tokenizers, architectures), `marlin-cpu`, `marlin-backend`, `marlin-formats`
-//! and `marlin-placement`.
+//! This crate puts the parts together; each is a crate of its own: `marlin-engine` (models,
+//! sessions), `marlin-models` (files, tokenizers, architectures), `marlin-cpu`, `marlin-backend`,
+//! `marlin-formats` and `marlin-placement`.
 
 pub mod benchmark;
 pub mod perplexity;

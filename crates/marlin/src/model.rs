@@ -12,13 +12,12 @@ use crate::output::note;
 use crate::progress_bar::{DownloadBar, LoadBar};
 
 /// What `--help` says about a model's name.
-pub(crate) const MODEL_HELP: &str = "\
-A GGUF file, a Hugging Face folder, a known name (`marlin pull --list`), owner/repo[:file] of Hugging
-Face, or a URL (with #sha256=… its file is checked). What is not here yet is fetched into the cache
-folder once. [default: smollm2-135m]";
+pub(crate) const MODEL_HELP: &str = "A GGUF file, a Hugging Face folder, a known name (`marlin pull \
+    --list`), owner/repo[:file] of Hugging Face, or a URL (with #sha256=… its file is checked). What \
+    is not here yet is fetched into the cache folder once. [default: smollm2-135m]";
 
-/// Positions of a session when none are asked for: enough for a long conversation, and a KV cache that
-/// fits everywhere.
+/// Positions of a session when none are asked for: enough for a long conversation, and a KV cache
+/// that fits everywhere.
 const USUAL_CONTEXT: usize = 4096;
 
 /// Reads what the user wrote; the default model if nothing.

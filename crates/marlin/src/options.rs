@@ -7,6 +7,9 @@ use marlin_backend::{KvFormat, SamplingSettings};
 
 use crate::model::{self, MODEL_HELP};
 
+/// The longest window that the penalties can look at.
+const MOST_REPEAT_LAST_N: u32 = SamplingSettings::MAX_REPEAT_LAST_N;
+
 /// Which model, and what runs it.
 #[derive(clap::Args)]
 pub(crate) struct ModelOptions {
@@ -78,8 +81,8 @@ pub(crate) struct GenerationOptions {
     #[arg(long, value_name = "N", default_value_t = NonZeroUsize::new(1024).expect("not zero"))]
     pub(crate) max_tokens: NonZeroUsize,
 
-    /// Randomness: 0 always takes the likeliest token, higher values vary more [default: what suits the
-    /// model where that is known, otherwise 0.8]
+    /// Randomness: 0 always takes the likeliest token, higher values vary more [default: what suits
+    /// the model where that is known, otherwise 0.8]
     #[arg(long, value_name = "T", value_parser = at_least_zero, allow_negative_numbers = true)]
     pub(crate) temperature: Option<f32>,
 
@@ -88,23 +91,53 @@ pub(crate) struct GenerationOptions {
     pub(crate) top_k: u32,
 
     /// Consider the likeliest tokens that together have probability P; 1 considers all
-    #[arg(long, value_name = "P", value_parser = fraction, allow_negative_numbers = true, default_value_t = default().top_p)]
+    #[arg(
+        long,
+        value_name = "P",
+        value_parser = fraction,
+        allow_negative_numbers = true,
+        default_value_t = default().top_p,
+    )]
     pub(crate) top_p: f32,
 
     /// Leave out tokens less than P times as likely as the likeliest; 0 leaves none out
-    #[arg(long, value_name = "P", value_parser = fraction, allow_negative_numbers = true, default_value_t = default().min_p)]
+    #[arg(
+        long,
+        value_name = "P",
+        value_parser = fraction,
+        allow_negative_numbers = true,
+        default_value_t = default().min_p,
+    )]
     pub(crate) min_p: f32,
 
     /// Divide the score of tokens that were used by X; 1 does nothing
-    #[arg(long, value_name = "X", value_parser = above_zero, allow_negative_numbers = true, default_value_t = default().repeat_penalty)]
+    #[arg(
+        long,
+        value_name = "X",
+        value_parser = above_zero,
+        allow_negative_numbers = true,
+        default_value_t = default().repeat_penalty,
+    )]
     pub(crate) repeat_penalty: f32,
 
     /// Subtract X from the score of tokens that were used
-    #[arg(long, value_name = "X", value_parser = finite, default_value_t = default().presence_penalty, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "X",
+        value_parser = finite,
+        default_value_t = default().presence_penalty,
+        allow_negative_numbers = true,
+    )]
     pub(crate) presence_penalty: f32,
 
     /// Subtract X from a token's score for each time it was used
-    #[arg(long, value_name = "X", value_parser = finite, default_value_t = default().frequency_penalty, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "X",
+        value_parser = finite,
+        default_value_t = default().frequency_penalty,
+        allow_negative_numbers = true,
+    )]
     pub(crate) frequency_penalty: f32,
 
     /// How many of the last tokens the penalties look at
@@ -112,7 +145,7 @@ pub(crate) struct GenerationOptions {
         long,
         value_name = "N",
         default_value_t = default().repeat_last_n,
-        value_parser = clap::value_parser!(u32).range(0..=i64::from(SamplingSettings::MAX_REPEAT_LAST_N))
+        value_parser = clap::value_parser!(u32).range(..=i64::from(MOST_REPEAT_LAST_N))
     )]
     pub(crate) repeat_last_n: u32,
 
@@ -121,7 +154,11 @@ pub(crate) struct GenerationOptions {
     pub(crate) seed: Option<u64>,
 
     /// Stop before this text; may be given several times
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        value_parser = clap::builder::NonEmptyStringValueParser::new(),
+    )]
     pub(crate) stop: Vec<String>,
 }
 

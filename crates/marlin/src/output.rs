@@ -24,8 +24,8 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), CliError> {
 
 /// Writes an answer to standard output as it comes.
 ///
-/// A pipe or file gets the text as it is. A terminal gets it with a line break at the end, and without
-/// the control characters by which a text could take the terminal over.
+/// A pipe or file gets the text as it is. A terminal gets it with a line break at the end, and
+/// without the control characters by which a text could take the terminal over.
 pub(crate) struct AnswerWriter {
     terminal: bool,
     /// Whether the answer must end in a line break.

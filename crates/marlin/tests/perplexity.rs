@@ -27,8 +27,8 @@ fn text_tokens(session: &Session, count: usize) -> Vec<u32> {
     tokens
 }
 
-/// llama-perplexity's rule, written down once more: of each window of `ctx` tokens from an empty context,
-/// the positions from `ctx / 2` to `ctx - 2` predict the token after them.
+/// llama-perplexity's rule, written down once more: of each window of `ctx` tokens from an empty
+/// context, the positions from `ctx / 2` to `ctx - 2` predict the token after them.
 fn expected(session: &mut Session, tokens: &[u32], ctx: usize) -> (f64, usize) {
     let special = session.model().tokenizer().special().clone();
     let mut losses = Vec::new();

@@ -21,12 +21,12 @@ Examples:
   marlin bench -m model.gguf -p 512 -n 128 -r 3 -t 2
   marlin bench --json | jq .decode_tok_s
 
-Prefill is one prompt of -p tokens; decode is -n tokens one by one from an empty context, as llama-bench
-measures them. Numbers are medians over -r repetitions, after one that does not count.
+Prefill is one prompt of -p tokens; decode is -n tokens one by one from an empty context, as
+llama-bench measures them. Numbers are medians over -r repetitions, after one that does not count.
 
-GB/s is what decoding reads: weights, keys and values. The floor is the time that reading alone would
-take at this machine's measured read bandwidth; 100 % cannot be exceeded by a model that does not fit the
-caches. The peak is the measured multiply-add rate of the unit that quantised matrix products use.")]
+GB/s is what decoding reads: weights, keys and values. The floor is the time that reading alone
+would take at this machine's measured read bandwidth; only a model that fits the caches can exceed
+100 %. The peak is the measured multiply-add rate of the unit that quantised matrix products use.")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelOptions,
@@ -179,7 +179,8 @@ fn spread(tokens: usize, seconds: &[f64]) -> f64 {
     (speeds().fold(f64::NEG_INFINITY, f64::max) - speeds().fold(f64::INFINITY, f64::min)) / 2.0
 }
 
-/// A Markdown table of `rows`, the first of which is the head; columns from the fifth on are numbers.
+/// A Markdown table of `rows`, the first of which is the head; columns from the fifth on are
+/// numbers.
 fn markdown<const N: usize>(rows: &[[String; N]]) -> String {
     let width =
         |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);

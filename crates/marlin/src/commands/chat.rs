@@ -29,8 +29,8 @@ Examples:
   marlin chat
   marlin chat -m owner/repo:Q4_K_M --system \"Answer in French.\" --temperature 0.3
 
-A line that ends in \\ goes on in the next one. Ctrl-C ends an answer, Ctrl-D the conversation; /help lists
-what else there is.")]
+A line that ends in \\ goes on in the next one. Ctrl-C ends an answer, Ctrl-D the conversation;
+/help lists what else there is.")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelOptions,
@@ -211,7 +211,8 @@ impl Chat {
     }
 }
 
-/// One input, of several lines if all but the last end in a backslash; `None` when there is no more.
+/// One input, of several lines if all but the last end in a backslash; `None` when there is no
+/// more.
 fn read(editor: &mut Editor) -> Result<Option<String>, CliError> {
     let mut input = String::new();
     loop {

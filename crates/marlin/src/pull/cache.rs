@@ -8,8 +8,8 @@
 //! <cache>/downloads/<key>.part, .json, .lock                unfinished files
 //! ```
 //!
-//! A finished file gets its name by an atomic rename, after its content was checked and flushed; so a
-//! file below `models` is always whole.
+//! A finished file gets its name by an atomic rename, after its content was checked and flushed; so
+//! a file below `models` is always whole.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -115,8 +115,8 @@ impl Cache {
     /// Removes what was fetched for `record`, except files that another record needs too.
     ///
     /// # Errors
-    /// [`PullError::Io`] if a file cannot be removed. The record goes last, so that another attempt can
-    /// finish the work.
+    /// [`PullError::Io`] if a file cannot be removed. The record goes last, so that another attempt
+    /// can finish the work.
     pub fn remove(&self, record: &Record) -> Result<(), PullError> {
         let others = self.records()?;
         let needed = |path: &Path| {
@@ -169,8 +169,8 @@ impl Cache {
             match lock.try_lock() {
                 Ok(()) => return Ok(FileLock(lock)),
                 Err(TryLockError::WouldBlock) => {}
-                // A file system without locks: two processes may then fetch the same file twice, and
-                // the last rename wins with the same content.
+                // A file system without locks: two processes may then fetch the same file twice,
+                // and the last rename wins with the same content.
                 Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
                     return Ok(FileLock(lock));
                 }
@@ -195,7 +195,8 @@ impl Cache {
             Ok(available) if available < needed => {
                 Err(PullError::NoSpace { path: self.root.clone(), needed, available })
             }
-            // A file system that cannot tell is no reason to refuse: a full disk shows when writing.
+            // A file system that cannot tell is no reason to refuse: a full disk shows when
+            // writing.
             Ok(_) | Err(_) => Ok(()),
         }
     }
@@ -230,7 +231,8 @@ pub(super) fn create_parent(path: &Path) -> Result<(), PullError> {
     fs::create_dir_all(parent).map_err(PullError::io(parent, "create the folder"))
 }
 
-/// Whether `path` stays below the folder it is joined to. Records are files that anyone may have edited.
+/// Whether `path` stays below the folder it is joined to. Records are files that anyone may have
+/// edited.
 fn is_below(path: &Path) -> bool {
     path.components().all(|component| matches!(component, std::path::Component::Normal(_)))
 }
@@ -265,8 +267,8 @@ pub(super) fn finish(from: &Path, to: &Path) -> Result<(), PullError> {
     }
 }
 
-/// A temporary file that others may read once it has its name. Temporary files are private by default,
-/// but a cache may be shared; the umask still applies.
+/// A temporary file that others may read once it has its name. Temporary files are private by
+/// default, but a cache may be shared; the umask still applies.
 fn shared_tempfile(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]

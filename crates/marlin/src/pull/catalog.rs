@@ -4,8 +4,8 @@ use super::digest::Digest;
 
 /// A model file inside a wheel on the Python package index.
 ///
-/// The hashes were taken once and are part of this program, so that neither the index nor a mirror of
-/// it can substitute another file.
+/// The hashes were taken once and are part of this program, so that neither the index nor a mirror
+/// of it can substitute another file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KnownModel {
     /// Names it answers to, in lower case; the first is the one to show.

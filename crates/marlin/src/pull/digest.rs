@@ -13,9 +13,9 @@ use sha2::{Digest as _, Sha256};
 pub enum Digest {
     /// SHA-256 of the file (FIPS 180-4): PyPI, Git LFS, `#sha256=` of a URL.
     Sha256([u8; 32]),
-    /// Git's name for a file: SHA-1 of `blob `, its size in decimal, a zero byte and the file. Small
-    /// files of a Hugging Face repository have no other hash. It guards against damage, not against
-    /// someone who makes collisions.
+    /// Git's name for a file: SHA-1 of `blob `, its size in decimal, a zero byte and the file.
+    /// Small files of a Hugging Face repository have no other hash. It guards against damage, not
+    /// against someone who makes collisions.
     GitBlob([u8; 20]),
 }
 

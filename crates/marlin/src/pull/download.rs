@@ -57,17 +57,17 @@ struct PartState {
 /// Bytes per read and write.
 const CHUNK: usize = 256 << 10;
 
-/// Fetches `wanted` into `part`, which is left complete, checked and flushed. When the caller has done
-/// with it what it is for, [`clear`] removes what belongs to it.
+/// Fetches `wanted` into `part`, which is left complete, checked and flushed. When the caller has
+/// done with it what it is for, [`clear`] removes what belongs to it.
 ///
-/// What an earlier attempt left in `part` is kept if it can be told to belong to the same file: by the
-/// published hash, or else by the server's confirmation (`If-Range`, RFC 9110 section 13.1.5). The
-/// caller holds the lock for `part`.
+/// What an earlier attempt left in `part` is kept if it can be told to belong to the same file: by
+/// the published hash, or else by the server's confirmation (`If-Range`, RFC 9110 section 13.1.5).
+/// The caller holds the lock for `part`.
 ///
 /// # Errors
-/// After [`super::Retry::attempts`] attempts without a byte of progress, at once for failures that do not
-/// pass, and if the complete file has another hash or size than was published. Then nothing is kept;
-/// in all other cases what has arrived is kept for the next attempt.
+/// After [`super::Retry::attempts`] attempts without a byte of progress, at once for failures that
+/// do not pass, and if the complete file has another hash or size than was published. Then nothing
+/// is kept; in all other cases what has arrived is kept for the next attempt.
 pub(super) fn download(
     client: &Client,
     cache: &Cache,
@@ -78,8 +78,8 @@ pub(super) fn download(
     create_parent(part)?;
     let mut transfer = Transfer::begin(cache, wanted, part, progress)?;
     let mut attempts = Attempts::new(client.retry());
-    // A server that cannot continue a file sends it anew each time: only what no attempt has reached
-    // before is progress.
+    // A server that cannot continue a file sends it anew each time: only what no attempt has
+    // reached before is progress.
     let mut furthest = transfer.have;
     loop {
         if wanted.size.is_none_or(|size| transfer.have < size) {
@@ -99,7 +99,8 @@ pub(super) fn download(
         transfer.announce(wanted.size);
         match transfer.check() {
             Ok(arrived) => return Ok(arrived),
-            // The bytes of an earlier run may be the damaged ones; those of this run came in one piece.
+            // The bytes of an earlier run may be the damaged ones; those of this run came in one
+            // piece.
             Err(PullError::WrongDigest { .. }) if transfer.has_old_bytes => {
                 transfer.restart("what an earlier attempt left is damaged")?;
             }
@@ -171,7 +172,8 @@ impl<'a> Transfer<'a> {
         Ok(transfer)
     }
 
-    /// Keeps what an earlier run left, if it is a part of the wanted file; otherwise empties the file.
+    /// Keeps what an earlier run left, if it is a part of the wanted file; otherwise empties the
+    /// file.
     fn adopt_old_bytes(&mut self) -> Result<(), PullError> {
         let state: Option<PartState> = read_json(&self.state_path);
         let length =
@@ -221,7 +223,8 @@ impl<'a> Transfer<'a> {
             StatusCode::RANGE_NOT_SATISFIABLE => {
                 let total = text_of(response.headers(), &header::CONTENT_RANGE);
                 if total == Some(format!("bytes */{}", self.have).as_str()) {
-                    // The version is still the same (`If-Range`), and nothing is left of it to fetch.
+                    // The version is still the same (`If-Range`), and nothing is left of it to
+                    // fetch.
                     return Ok(());
                 }
                 self.restart("the server's file is shorter than what had arrived")?;
@@ -286,7 +289,8 @@ impl<'a> Transfer<'a> {
         let mut headers = self.wanted.headers.clone();
         // A range of a compressed stream would be a range of something else.
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        // Without a hash to check and a validator to send, nothing would notice another version's bytes.
+        // Without a hash to check and a validator to send, nothing would notice another version's
+        // bytes.
         if self.have > 0 && (self.wanted.digest.is_some() || self.validator.is_some()) {
             headers.insert(header::RANGE, range_from(self.have));
             if let Some(validator) =

@@ -131,7 +131,8 @@ impl RemoteFile {
             None => Self {
                 path: sibling.rfilename,
                 size: sibling.size,
-                // Git puts the size in front of what it hashes: without it the hash cannot be checked.
+                // Git puts the size in front of what it hashes: without it the hash cannot be
+                // checked.
                 digest: sibling.size.and(sibling.blob_id).and_then(|id| Digest::git_blob(&id)),
             },
         })
@@ -168,9 +169,9 @@ const FOLDER_FILES: &[&str] = &[
     "hf_quant_config.json",
 ];
 
-/// Chooses the files that make the model `reference` asks for: the named file; or the GGUF file of the
-/// named, else the usual, quantisation, with all its shards; or, without any GGUF file, the safetensors
-/// folder at the root.
+/// Chooses the files that make the model `reference` asks for: the named file; or the GGUF file of
+/// the named, else the usual, quantisation, with all its shards; or, without any GGUF file, the
+/// safetensors folder at the root.
 ///
 /// # Errors
 /// [`PullError::NotListed`] if there is no such file.
@@ -258,7 +259,8 @@ fn quantisation_is(file: &RemoteFile, wanted: &str) -> bool {
         && (at == 0 || stem[..at].ends_with(['-', '.', '_']))
 }
 
-/// Splits `base-00002-of-00003.gguf`, the name that `gguf-split` gives, into base, number and count.
+/// Splits `base-00002-of-00003.gguf`, the name that `gguf-split` gives, into base, number and
+/// count.
 pub(super) fn shard(path: &str) -> Option<(&str, u32, u32)> {
     let (stem, extension) = path.rsplit_once('.')?;
     let (rest, count) = stem.rsplit_once("-of-")?;

@@ -1,4 +1,5 @@
-//! Finding a wheel on a Python package index (the "simple repository API" of PEP 503, as JSON by PEP 691).
+//! Finding a wheel on a Python package index (the "simple repository API" of PEP 503, as JSON by
+//! PEP 691).
 
 use serde::Deserialize;
 use ureq::http::{HeaderMap, HeaderValue, header};

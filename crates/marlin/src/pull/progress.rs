@@ -59,7 +59,8 @@ pub trait Progress {
     /// Called on the fetching thread; a slow answer slows the fetch down.
     fn event(&self, event: Event<'_>);
 
-    /// Whether the user wants it to stop. Asked several times a second; what has arrived by then is kept.
+    /// Whether the user wants it to stop. Asked several times a second; what has arrived by then is
+    /// kept.
     fn cancelled(&self) -> bool {
         false
     }

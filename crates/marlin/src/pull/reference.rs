@@ -32,8 +32,8 @@ pub struct HubReference {
     pub repo: String,
     /// Branch, tag or commit; `main` when `None`.
     pub revision: Option<String>,
-    /// A file's path in the repository, a quantisation such as `Q4_K_M`, or `safetensors`. When `None`,
-    /// the repository's usual choice is taken.
+    /// A file's path in the repository, a quantisation such as `Q4_K_M`, or `safetensors`. When
+    /// `None`, the repository's usual choice is taken.
     pub file: Option<String>,
 }
 
@@ -126,8 +126,8 @@ impl fmt::Display for HubReference {
     }
 }
 
-/// `url` without user, password, query and fragment: what may be shown and logged. Signed URLs carry
-/// their secrets in the query.
+/// `url` without user, password, query and fragment: what may be shown and logged. Signed URLs
+/// carry their secrets in the query.
 pub(super) fn shown(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
@@ -138,8 +138,8 @@ pub(super) fn shown(url: &Url) -> String {
     url.into()
 }
 
-/// Whether `path` is a relative path of plain names, on every operating system: the only kind of name
-/// from a server or an archive that this program joins to a folder.
+/// Whether `path` is a relative path of plain names, on every operating system: the only kind of
+/// name from a server or an archive that this program joins to a folder.
 pub(super) fn is_safe_path(path: &str) -> bool {
     /// Names that Windows gives to devices, whatever their extension.
     const DEVICES: [&str; 6] = ["con", "prn", "aux", "nul", "com", "lpt"];
@@ -164,7 +164,8 @@ fn is_hub_name(name: &str) -> bool {
         && !name.starts_with('.')
 }
 
-/// Whether someone who wrote `text` meant a file: a missing file must not become a request to a server.
+/// Whether someone who wrote `text` meant a file: a missing file must not become a request to a
+/// server.
 fn looks_like_a_path(text: &str) -> bool {
     let path = Path::new(text);
     path.is_absolute()

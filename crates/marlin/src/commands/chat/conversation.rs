@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::CliError;
 
-/// Messages, the system's first if there is one. The file form is `{"messages": [{"role", "content"}]}`,
-/// as chat APIs have it.
+/// Messages, the system's first if there is one. The file form is `{"messages": [{"role",
+/// "content"}]}`, as chat APIs have it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Conversation {
     messages: Vec<Message>,
@@ -53,7 +53,8 @@ impl Conversation {
         self.messages.truncate(usize::from(self.system().is_some()));
     }
 
-    /// Writes the conversation to `path`. An existing file is only replaced if it is a conversation too.
+    /// Writes the conversation to `path`. An existing file is only replaced if it is a conversation
+    /// too.
     pub(super) fn save(&self, path: &Path) -> Result<(), CliError> {
         let failed = |error: io::Error| {
             CliError::failed(format!("{}: cannot write: {error}", path.display()))

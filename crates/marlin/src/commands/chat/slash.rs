@@ -96,7 +96,8 @@ pub(super) fn settings(options: &GenerationOptions) -> Vec<String> {
 /// Changes one setting. Names are those of the command line's options.
 ///
 /// # Errors
-/// A line for the user, if there is no such setting or the value does not fit it; nothing is changed.
+/// A line for the user, if there is no such setting or the value does not fit it; nothing is
+/// changed.
 pub(super) fn set(options: &mut GenerationOptions, name: &str, value: &str) -> Result<(), String> {
     let with_name = |error: String| format!("{name} {value}: {error}");
     let real = |parse: fn(&str) -> Result<f32, String>| parse(value).map_err(with_name);
