@@ -23,6 +23,8 @@ pub enum Isa {
     Avx512Vnni,
     /// NEON with dot products (AArch64).
     Neon,
+    /// NEON with dot products and 8-bit matrix products (AArch64).
+    NeonI8mm,
 }
 
 /// The environment variable that overrides the choice: `MARLIN_CPU=avx2`.
@@ -30,7 +32,8 @@ pub const ISA_VARIABLE: &str = "MARLIN_CPU";
 
 impl Isa {
     /// All of them, best first.
-    pub const ALL: [Self; 4] = [Self::Avx512Vnni, Self::Avx2, Self::Neon, Self::Portable];
+    pub const ALL: [Self; 5] =
+        [Self::Avx512Vnni, Self::Avx2, Self::NeonI8mm, Self::Neon, Self::Portable];
 
     /// The name that [`ISA_VARIABLE`] takes.
     pub const fn name(self) -> &'static str {
@@ -39,6 +42,7 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::Avx512Vnni => "avx512",
             Self::Neon => "neon",
+            Self::NeonI8mm => "neon-i8mm",
         }
     }
 
@@ -64,6 +68,11 @@ impl Isa {
             }
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => {
+                std::arch::is_aarch64_feature_detected!("dotprod")
+                    && std::arch::is_aarch64_feature_detected!("i8mm")
+            }
             #[allow(unreachable_patterns)]
             _ => false,
         }
@@ -110,7 +119,7 @@ impl FromStr for Isa {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IsaError {
     /// No such name.
-    #[error("unknown instruction set `{0}`, expected avx512, avx2, neon or portable")]
+    #[error("unknown instruction set `{0}`, expected avx512, avx2, neon, neon-i8mm or portable")]
     Unknown(String),
     /// The processor lacks it.
     #[error("this processor does not have the instruction set `{0}`")]
@@ -317,8 +326,15 @@ table!(
 table!(
     #[target_feature(enable = "neon,dotprod")]
     neon,
-    crate::simd::neon::Neon,
+    crate::simd::neon::Neon<false>,
     Isa::Neon
+);
+#[cfg(target_arch = "aarch64")]
+table!(
+    #[target_feature(enable = "neon,dotprod,i8mm")]
+    neon_i8mm,
+    crate::simd::neon::Neon<true>,
+    Isa::NeonI8mm
 );
 
 /// The kernels of `isa`.
@@ -336,6 +352,8 @@ pub(crate) fn kernels(isa: Isa) -> Result<&'static Kernels, IsaError> {
         Isa::Avx512Vnni => &avx512::KERNELS,
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => &neon::KERNELS,
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonI8mm => &neon_i8mm::KERNELS,
         _ => &portable::KERNELS,
     })
 }

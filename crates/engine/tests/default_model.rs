@@ -66,7 +66,8 @@ fn continues_as_llama_cpp_does() {
     assert!(compared >= 90, "only {compared} tokens agree");
 }
 
-/// The first four windows of `llama-perplexity -c 512`, within 0.5 %.
+/// The windows of `llama-perplexity -c 512`: within 0.5 % over the whole text, and within 1 %
+/// after every window (one window is 255 tokens, over which near-ties do not average out).
 #[test]
 fn perplexity_is_llama_cpps() {
     let Some(model) = model() else { return };
@@ -76,12 +77,14 @@ fn perplexity_is_llama_cpps() {
     let options = SessionOptions { ctx: 512, outputs: 256, ..SessionOptions::default() };
     let mut session = model.session(options).unwrap();
     let (mut sum, mut count) = (0.0, 0);
-    for (i, window) in tokens.chunks_exact(512).take(4).enumerate() {
+    for (i, window) in tokens.chunks_exact(512).enumerate() {
         let scores = session.score(window, 256).unwrap();
         sum -= scores.iter().sum::<f64>();
         count += scores.len();
         let (found, expected) = ((sum / count as f64).exp(), reference[i].as_f64().unwrap());
-        assert!((found / expected - 1.0).abs() < 0.005, "{found}, llama.cpp has {expected}");
+        let difference = (found / expected - 1.0).abs();
+        let bound = if i == 23 { 0.005 } else { 0.01 };
+        assert!(difference < bound, "window {i}: {found}, llama.cpp has {expected}");
     }
-    assert_eq!(count, 4 * 255);
+    assert_eq!(count, 24 * 255);
 }

@@ -6,9 +6,30 @@ use super::plan::{Combine, LinearPlan, MatrixPlan, Product};
 use super::{CpuExecutor, LOCAL_ROWS, Quantised, TOKEN_BLOCK};
 use crate::kernels::float::{FloatCall, FloatScales};
 use crate::kernels::quantise::{BLOCK, RowOut};
-use crate::kernels::tile::{Activations, TileCall};
+use crate::kernels::tile::{Activations, TileCall, prefetch};
 use crate::pool::Worker;
 use crate::weight::Storage;
+
+/// Cache lines that are asked for ahead of a stage: what arrives in the microsecond or two
+/// that a barrier and the preparation of the input take.
+const PREFETCH_LINES: usize = 384;
+
+impl LinearPlan {
+    /// Tiles of the stage.
+    fn tiles(&self) -> usize {
+        match self.combine {
+            Combine::Separate => self.matrices.iter().map(|m| m.tiles).sum(),
+            Combine::Gated(_) => self.matrices[0].tiles,
+        }
+    }
+
+    /// Tiles of one work item. Decode: small ones, a few microseconds of memory each, that
+    /// other threads can take. Prefill: an item's weights stay in the second-level cache for
+    /// all blocks of tokens.
+    fn chunk(&self, rows: usize, threads: usize) -> usize {
+        if rows > LOCAL_ROWS { 4 } else { (self.tiles() / (8 * threads)).clamp(1, 32) }
+    }
+}
 
 /// Rows of input in the forms that a stage's matrices want.
 struct Input<'a> {
@@ -46,14 +67,8 @@ impl CpuExecutor {
             });
             worker.barrier.wait();
         }
-        let tiles = match plan.combine {
-            Combine::Separate => plan.matrices.iter().map(|m| m.tiles).sum(),
-            Combine::Gated(_) => plan.matrices[0].tiles,
-        };
-        let blocks = rows.div_ceil(TOKEN_BLOCK);
-        // Decode: small chunks, a few microseconds of memory each, that others can take.
-        // Prefill: a chunk's weights stay in the second-level cache for all blocks of tokens.
-        let chunk = if rows > LOCAL_ROWS { 4 } else { (tiles / (8 * worker.count)).clamp(1, 32) };
+        let (tiles, blocks) = (plan.tiles(), rows.div_ceil(TOKEN_BLOCK));
+        let chunk = plan.chunk(rows, worker.count);
         let groups = tiles.div_ceil(chunk);
         self.cursors.share(2 * stage + 1, worker.index, groups * blocks, 1, |range| {
             for item in range {
@@ -64,6 +79,27 @@ impl CpuExecutor {
                 }
             }
         });
+    }
+
+    /// Asks for the first weights that this thread will need in a linear stage, while it
+    /// waits for the others and prepares the input: without this, memory would idle around
+    /// every barrier.
+    pub(super) fn prefetch_linear(&self, plan: &LinearPlan, rows: usize, worker: Worker<'_>) {
+        let (tiles, chunk) = (plan.tiles(), plan.chunk(rows, worker.count));
+        let group = worker.index * tiles.div_ceil(chunk) / worker.count;
+        let mut tile = group * chunk;
+        for matrix in &plan.matrices {
+            if tile < matrix.tiles {
+                if let Storage::Tiles { layout, packed } = matrix.storage() {
+                    let start = packed.as_ptr::<u8>().wrapping_add(tile * layout.tile_bytes());
+                    for line in 0..PREFETCH_LINES {
+                        prefetch(start.wrapping_add(64 * line));
+                    }
+                }
+                return;
+            }
+            tile -= matrix.tiles;
+        }
     }
 
     /// Norms and quantises one row of a stage's input.

@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use marlin_backend::Tensor;
 
-use super::CpuExecutor;
+use super::{CpuExecutor, LOCAL_ROWS};
 use super::plan::StageKind;
 use crate::pool::Worker;
 use crate::sampler::sample;
@@ -69,6 +69,11 @@ impl CpuExecutor {
                         }
                     });
                 }
+            }
+            if rows <= LOCAL_ROWS
+                && let Some(StageKind::Linear(next)) = self.plan.stages.get(i + 1).map(|s| &s.kind)
+            {
+                self.prefetch_linear(next, rows, worker);
             }
             worker.barrier.wait();
         }

@@ -403,17 +403,31 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const T: usize>(
             } else {
                 let scale = S::load(scales);
                 let min = if has_min { S::load(mins) } else { scale };
-                for (i, acc) in acc.iter_mut().enumerate() {
+                let mut i = 0;
+                while i < T {
                     let row = t + i;
                     let quads = x.codes.add(row * x.code_stride + b * TILE_K);
                     let start = if has_bias { *x.biases.add(row * x.bias_stride + b) } else { 0 };
-                    let dot = dot::<S, C, 8>(start, &w, quads);
-                    let d = S::splat(*x.scales.add(row * x.scale_stride + b));
-                    *acc = S::fma(S::int_to_float(dot), S::mul(scale, d), *acc);
-                    if has_min {
-                        let sum = S::splat(*x.sums.add(row * x.sum_stride + b));
-                        *acc = S::fma(min, sum, *acc);
+                    if S::PAIRS && T % 2 == 0 {
+                        let next = row + 1;
+                        let start1 =
+                            if has_bias { *x.biases.add(next * x.bias_stride + b) } else { 0 };
+                        let quads1 = quads.add(x.code_stride);
+                        let (dot0, dot1) = dot_pair::<S, C>([start, start1], &w, [quads, quads1]);
+                        acc[i] = scaled::<S>(acc[i], dot0, scale, x, row, b);
+                        acc[i + 1] = scaled::<S>(acc[i + 1], dot1, scale, x, next, b);
+                    } else {
+                        let dot = dot::<S, C, 8>(start, &w, quads);
+                        acc[i] = scaled::<S>(acc[i], dot, scale, x, row, b);
                     }
+                    let step = if S::PAIRS && T % 2 == 0 { 2 } else { 1 };
+                    if has_min {
+                        for j in i..i + step {
+                            let sum = S::splat(*x.sums.add((t + j) * x.sum_stride + b));
+                            acc[j] = S::fma(min, sum, acc[j]);
+                        }
+                    }
+                    i += step;
                 }
                 left -= 1;
                 if left == 0 {
@@ -452,9 +466,44 @@ unsafe fn dot<S: Simd, C: Codes, const N: usize>(start: i32, w: &[S::B; N], x: *
     }
 }
 
+/// `acc + dot · scale · d`, with `d` the scale of block `b` of an activation row.
+#[inline(always)]
+unsafe fn scaled<S: Simd>(
+    acc: S::F,
+    dot: S::I,
+    scale: S::F,
+    x: &Activations,
+    row: usize,
+    b: usize,
+) -> S::F {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        let d = S::splat(*x.scales.add(row * x.scale_stride + b));
+        S::fma(S::int_to_float(dot), S::mul(scale, d), acc)
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_pair<S: Simd, C: Codes>(
+    start: [i32; 2],
+    w: &[S::B; 8],
+    x: [*const i8; 2],
+) -> (S::I, S::I) {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        let acc = [S::int_splat(start[0]), S::int_splat(start[1])];
+        if C::DOT_BITS == 8 {
+            S::dot_pair::<8>(acc, w, x)
+        } else {
+            // Below eight bits nothing depends on the width.
+            S::dot_pair::<6>(acc, w, x)
+        }
+    }
+}
+
 /// Asks for the cache line at `p`, which may lie outside any allocation.
 #[inline(always)]
-fn prefetch(p: *const u8) {
+pub(crate) fn prefetch(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults, and SSE is part of x86-64.
     unsafe {

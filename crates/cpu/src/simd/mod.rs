@@ -39,6 +39,9 @@ pub(crate) trait Simd: Copy + 'static {
     /// Whether [`dot`](Self::dot) of 8-bit codes multiplies `code - 128` instead of `code`.
     const SIGNED_8BIT: bool;
 
+    /// Whether [`dot_pair`](Self::dot_pair) beats two calls of [`dot`](Self::dot).
+    const PAIRS: bool = false;
+
     unsafe fn splat(x: f32) -> Self::F;
     /// Reads 16 floats.
     unsafe fn load(p: *const f32) -> Self::F;
@@ -108,6 +111,19 @@ pub(crate) trait Simd: Copy + 'static {
         codes: &[Self::B; N],
         x: *const i8,
     ) -> Self::I;
+
+    /// [`dot`](Self::dot) of a block of 32 columns with two tokens.
+    #[inline(always)]
+    unsafe fn dot_pair<const BITS: u32>(
+        acc: [Self::I; 2],
+        codes: &[Self::B; 8],
+        x: [*const i8; 2],
+    ) -> (Self::I, Self::I) {
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            (Self::dot::<BITS, 8>(acc[0], codes, x[0]), Self::dot::<BITS, 8>(acc[1], codes, x[1]))
+        }
+    }
 }
 
 /// `e^x`, with a relative error below 2e-7 for x in -87..=88; smaller x give 0 or close to it.

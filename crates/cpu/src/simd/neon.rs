@@ -1,13 +1,15 @@
-//! NEON with the dot-product extension (ARMv8.2 `dotprod`): four registers per vector.
+//! NEON with the dot-product extension (ARMv8.2 `dotprod`), and with 8-bit matrix products
+//! (ARMv8.6 `i8mm`) where there are any: four registers per vector.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::Simd;
 
-/// Apple from A13/M1, Arm Cortex from A75, Neoverse N1.
+/// Apple from A13/M1, Arm Cortex from A75, Neoverse N1. With `I8MM`: Apple from A15/M2, Arm
+/// Cortex from X2, Neoverse V1.
 #[derive(Clone, Copy)]
-pub(crate) struct Neon;
+pub(crate) struct Neon<const I8MM: bool>;
 
 /// An expression for all four registers. A macro, because a closure would be a function of
 /// its own, compiled without the instruction set unless the optimiser happens to inline it.
@@ -66,6 +68,22 @@ unsafe fn sdot(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     acc
 }
 
+/// `acc + a · bᵀ`, both 2×8 signed bytes, the result 2×2: twice the products of `sdot`.
+#[inline(always)]
+unsafe fn smmla(mut acc: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+    // SAFETY: the caller vouches for the extension; the instruction reads and writes
+    // registers only.
+    unsafe {
+        asm!(
+            ".arch_extension i8mm",
+            "smmla {acc:v}.4s, {a:v}.16b, {b:v}.16b",
+            acc = inout(vreg) acc, a = in(vreg) a, b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    acc
+}
+
 #[inline(always)]
 unsafe fn widen_u8(p: *const u8) -> [uint32x4_t; 4] {
     // SAFETY: the caller vouches for 16 bytes and for NEON.
@@ -84,13 +102,14 @@ unsafe fn widen_u8(p: *const u8) -> [uint32x4_t; 4] {
 // SAFETY (whole impl): the trait's contract makes the caller vouch for the instruction set
 // and for the pointers; NEON loads and stores need no alignment.
 #[allow(clippy::undocumented_unsafe_blocks)]
-impl Simd for Neon {
+impl<const I8MM: bool> Simd for Neon<I8MM> {
     type F = [float32x4_t; 4];
     type I = [int32x4_t; 4];
     type B = [uint8x16_t; 4];
 
     const TILE_TOKENS: usize = 4;
     const SIGNED_8BIT: bool = true;
+    const PAIRS: bool = I8MM;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -138,12 +157,14 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        unsafe { [
+        unsafe {
+            [
                 vfmaq_f32(c[0], a[0], b[0]),
                 vfmaq_f32(c[1], a[1], b[1]),
                 vfmaq_f32(c[2], a[2], b[2]),
                 vfmaq_f32(c[3], a[3], b[3]),
-            ] }
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn sum(x: Self::F) -> f32 {
@@ -288,6 +309,44 @@ impl Simd for Neon {
                 }
             }
             acc
+        }
+    }
+
+    /// Two quads of four rows, interleaved, are two 2×8 matrices; two tokens' eight columns
+    /// are a third. The 2×2 results of row pairs are put back in order once per block.
+    #[inline(always)]
+    unsafe fn dot_pair<const BITS: u32>(
+        acc: [Self::I; 2],
+        codes: &[Self::B; 8],
+        x: [*const i8; 2],
+    ) -> (Self::I, Self::I) {
+        unsafe {
+            if !I8MM {
+                return (
+                    Self::dot::<BITS, 8>(acc[0], codes, x[0]),
+                    Self::dot::<BITS, 8>(acc[1], codes, x[1]),
+                );
+            }
+            let (mut first, mut second) = (acc[0], acc[1]);
+            for r in 0..4 {
+                let mut low = vdupq_n_s32(0);
+                let mut high = vdupq_n_s32(0);
+                for n in 0..4 {
+                    let tokens = vcombine_s8(vld1_s8(x[0].add(8 * n)), vld1_s8(x[1].add(8 * n)));
+                    let mut a = vreinterpretq_s32_u8(codes[2 * n][r]);
+                    let mut b = vreinterpretq_s32_u8(codes[2 * n + 1][r]);
+                    if BITS == 8 {
+                        let sign = vreinterpretq_s32_u8(vdupq_n_u8(0x80));
+                        a = veorq_s32(a, sign);
+                        b = veorq_s32(b, sign);
+                    }
+                    low = smmla(low, vreinterpretq_s8_s32(vzip1q_s32(a, b)), tokens);
+                    high = smmla(high, vreinterpretq_s8_s32(vzip2q_s32(a, b)), tokens);
+                }
+                first[r] = vaddq_s32(first[r], vuzp1q_s32(low, high));
+                second[r] = vaddq_s32(second[r], vuzp2q_s32(low, high));
+            }
+            (first, second)
         }
     }
 }
