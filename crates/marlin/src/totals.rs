@@ -55,11 +55,7 @@ impl Totals {
         if let Some(share) = self.decode_floor_pct {
             text += &format!(" ({share:.0} % of the read bandwidth)");
         }
-        text + &format!(
-            " | stopped: {} | load: {:.2} s",
-            self.stop_reason.replace('_', " "),
-            self.load_s
-        )
+        text + &format!(" | stopped: {}", self.stop_reason.replace('_', " "))
     }
 }
 
