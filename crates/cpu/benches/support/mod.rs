@@ -115,14 +115,18 @@ pub(crate) fn measure<S: FnMut()>(
     if samples.is_empty() {
         return;
     }
+    let floor = work.floor_s();
+    print!("    floor {:.1} µs, the greater of", 1e6 * floor);
+    print!(" {} bytes read and {} multiply-adds", work.bytes, work.multiply_adds);
+    if is_trial() {
+        return println!();
+    }
     // Warming up comes first and is not counted.
     samples.drain(..samples.len().saturating_sub(SAMPLES));
     samples.sort_by(f64::total_cmp);
-    let (median, floor) = (samples[samples.len() / 2], work.floor_s());
-    print!("    floor {:.1} µs = the greater of", 1e6 * floor);
-    print!(" {} bytes read and {} multiply-adds", work.bytes, work.multiply_adds);
+    let median = samples[samples.len() / 2];
     println!(
-        "; median {:.1} µs: {:.1} % of the floor's rate",
+        "; median {:.1} µs, {:.1} % of the floor's rate",
         1e6 * median,
         100.0 * floor / median
     );
