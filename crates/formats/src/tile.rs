@@ -296,20 +296,25 @@ impl TileLayout {
         }
     }
 
+    /// Works on the four codes of a quad at once: as bytes of one u32 they move together.
     fn pack_codes(&self, row: &[u8], r: usize, codes: &mut [u8]) {
-        for (b, block) in codes.chunks_exact_mut(self.block_bytes()).enumerate() {
-            let start = b * TILE_K;
-            for (i, &code) in row[start..row.len().min(start + TILE_K)].iter().enumerate() {
-                let (q, at) = (i / 4, 4 * r + i % 4);
-                let mut plane = 0;
-                let mut rest = code;
-                for width in planes(self.bits) {
-                    let per = 8 / *width as usize;
-                    let low = rest & (((1u16 << width) - 1) as u8);
-                    rest = rest.checked_shr(*width).unwrap_or(0);
-                    block[(plane + q / per) * VECTOR + at] |= low << (width * (q % per) as u32);
-                    plane += *width as usize;
+        for (block, chunk) in codes.chunks_exact_mut(self.block_bytes()).zip(row.chunks(TILE_K)) {
+            let mut padded = [0; TILE_K];
+            padded[..chunk.len()].copy_from_slice(chunk);
+            let (bytes, _) = padded.as_chunks::<4>();
+            let (mut plane, mut shift) = (0, 0);
+            for &width in planes(self.bits) {
+                let mask = ((1u32 << width) - 1) * 0x0101_0101;
+                for (v, quads) in bytes.chunks_exact(8 / width as usize).enumerate() {
+                    let mut word = 0;
+                    for (i, &quad) in (0..).zip(quads) {
+                        word |= ((u32::from_le_bytes(quad) >> shift) & mask) << (width * i);
+                    }
+                    let at = (plane + v) * VECTOR + 4 * r;
+                    block[at..at + 4].copy_from_slice(&word.to_le_bytes());
                 }
+                shift += width;
+                plane += width as usize;
             }
         }
     }
