@@ -2,7 +2,9 @@
 //!
 //! The advice is [`marlin_placement::policy`]'s: the auditor has no table of its own.
 
-use marlin_placement::{AccessPattern, Decision, Device, DeviceAccess, HostAccess, Rule, StorageMode, policy};
+use marlin_placement::{
+    AccessPattern, Decision, Device, DeviceAccess, HostAccess, Rule, StorageMode, policy,
+};
 
 use crate::api::create::CreateKind;
 use crate::flow::attribute::{Buffer, Facts};
@@ -58,11 +60,14 @@ pub(crate) fn classify(buffer: &Buffer<'_>, target: TargetDevice) -> Verdict {
         inferred = true;
     }
     let no_copy = kind == CreateKind::NoCopy;
-    let unused = facts.untouched() && !escaped && !no_copy;
+    let nothing_seen = facts.untouched() && !escaped && !no_copy;
+    let unused = nothing_seen && !facts.mentioned;
+    // Its name stands somewhere that was not followed.
+    let lost = nothing_seen && facts.mentioned;
     // Private memory is out of the host's reach, whoever holds the buffer.
     let private = mode == Some(WrittenMode::Private);
     let host_unknown = escaped && !host_writes && !host_reads && !no_copy && !private;
-    let unknown = host_unknown && device == DeviceAccess::Unknown;
+    let unknown = host_unknown && device == DeviceAccess::Unknown || lost;
 
     let host = if host_reads {
         HostAccess::ReadsBack
@@ -81,12 +86,13 @@ pub(crate) fn classify(buffer: &Buffer<'_>, target: TargetDevice) -> Verdict {
     pattern.constant = constant;
     // A buffer that the device writes on top of what the host put there is not a staging case
     // unless the host is done with it at creation.
-    let decision_pattern = if host == HostAccess::ReadsBack && device == DeviceAccess::Reads && host_writes {
-        // The host reads its own data: for the device it is input.
-        AccessPattern { host: HostAccess::WritesEachStep, ..pattern }
-    } else {
-        pattern
-    };
+    let decision_pattern =
+        if host == HostAccess::ReadsBack && device == DeviceAccess::Reads && host_writes {
+            // The host reads its own data: for the device it is input.
+            AccessPattern { host: HostAccess::WritesEachStep, ..pattern }
+        } else {
+            pattern
+        };
     let inline_decision = policy(&decision_pattern, size);
     let inline = inline_decision.mode == StorageMode::Inline;
     let decision = policy(&AccessPattern { constant: false, ..decision_pattern }, size);
@@ -131,6 +137,7 @@ fn written_mode(buffer: &Buffer<'_>) -> (Option<WrittenMode>, String, bool) {
         .iter()
         .filter_map(|a| match a {
             Atom::Options(o) => Some(*o),
+            Atom::Int(bits) => Some(Options::from_bits(*bits)),
             _ => None,
         })
         .collect();
@@ -178,11 +185,17 @@ fn infer_device(buffer: &Buffer<'_>, host_writes: bool, host_reads: bool) -> Dev
     let name = buffer.site.name.as_deref().unwrap_or("").to_ascii_lowercase();
     let has = |words: &[&str]| words.iter().any(|w| name.contains(w));
     if buffer.site.kind == CreateKind::NoCopy {
-        return if has(&["out", "result", "dst"]) { DeviceAccess::Writes } else { DeviceAccess::Reads };
+        return if has(&["out", "result", "dst"]) {
+            DeviceAccess::Writes
+        } else {
+            DeviceAccess::Reads
+        };
     }
     match bound {
         true if has(&["out", "result", "dst"]) => DeviceAccess::Writes,
-        true if has(&["scratch", "temp", "tmp", "workspace", "partial", "accum"]) => DeviceAccess::ReadsWrites,
+        true if has(&["scratch", "temp", "tmp", "workspace", "partial", "accum"]) => {
+            DeviceAccess::ReadsWrites
+        }
         _ => DeviceAccess::Unknown,
     }
 }
@@ -213,6 +226,14 @@ fn pattern_text(pattern: &AccessPattern, host_writes: bool, facts: &Facts, unuse
     use HostAccess as H;
     if unused && !host_writes {
         return "Unknown (no observed use)".into();
+    }
+    if facts.mentioned && facts.untouched() && facts.escapes.is_empty() && !pattern.aliases_host {
+        return if host_writes {
+            "CPU write, GPU access unknown"
+        } else {
+            "Unknown (use not followed)"
+        }
+        .into();
     }
     if pattern.aliases_host {
         return match pattern.device {

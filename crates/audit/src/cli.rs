@@ -119,7 +119,8 @@ fn parse_fail_on(text: &str) -> Result<FailOn, String> {
         "error" => FailOn::Severity(Severity::Error),
         "never" => FailOn::Never,
         _ => FailOn::Rule(
-            parse_code(text).map_err(|e| format!("{e}; severities are note, warning, error, never"))?,
+            parse_code(text)
+                .map_err(|e| format!("{e}; severities are note, warning, error, never"))?,
         ),
     })
 }

@@ -1,6 +1,7 @@
 //! Rows and findings from what the analysis attributed.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use marlin_placement::{DeviceAccess, Rule, StorageMode};
 use sha2::{Digest, Sha256};
@@ -12,7 +13,7 @@ use crate::flow::hot::loops_are_steps;
 use crate::flow::project::Project;
 use crate::flow::summary::Summary;
 use crate::flow::value::WrittenMode;
-use crate::ir::{FunctionKind, Language, Span};
+use crate::ir::{FunctionKind, Span};
 use crate::lines::Lines;
 use crate::purpose::purpose;
 use crate::report::{BufferRow, Confidence, CopyRow, Finding, Report, ZeroCopyRow};
@@ -40,7 +41,11 @@ struct Located {
 
 impl<'p, 's> Collector<'p, 's> {
     pub(crate) fn new(project: &'p Project<'s>, hot: Vec<bool>, target: TargetDevice) -> Self {
-        let lines = project.files.iter().map(|f| Lines::new(if f.aligned { f.original } else { f.source })).collect();
+        let lines = project
+            .files
+            .iter()
+            .map(|f| Lines::new(if f.aligned { f.original } else { f.source }))
+            .collect();
         Self { project, lines, target, hot, report: Report::default(), seen: HashMap::new() }
     }
 
@@ -77,9 +82,8 @@ impl<'p, 's> Collector<'p, 's> {
 
     /// The function's name as its language writes it.
     fn function_name(&self, id: u32) -> String {
-        let (source, function) = self.project.function(id);
-        let objc = matches!(source.language, Language::ObjectiveC | Language::ObjectiveCpp);
-        if objc && matches!(function.kind, FunctionKind::Method | FunctionKind::Constructor) && !function.params.is_empty() {
+        let (_, function) = self.project.function(id);
+        if function.is_selector && !function.params.is_empty() {
             return function.name.split('_').map(|part| format!("{part}:")).collect();
         }
         function.name.to_string()
@@ -88,10 +92,23 @@ impl<'p, 's> Collector<'p, 's> {
     // ---- storage ----
 
     pub(crate) fn buffers(&mut self, attributed: Attributed<'s>) {
-        for group in attributed.groups {
-            for buffer in reported(group, self.target) {
-                self.buffer(&buffer);
+        // A wrapper that makes its buffer in one of several places is one row for its caller.
+        let mut rows: Vec<Buffer<'s>> = Vec::new();
+        let mut at: HashMap<(u32, u32), usize> = HashMap::new();
+        for buffer in attributed.groups.into_iter().flat_map(|group| reported(group, self.target)) {
+            match at.entry((buffer.site.file, buffer.site.span.start)) {
+                Entry::Occupied(known) => {
+                    let merged = rows[*known.get()].merged(&buffer);
+                    rows[*known.get()] = merged;
+                }
+                Entry::Vacant(free) => {
+                    free.insert(rows.len());
+                    rows.push(buffer);
+                }
             }
+        }
+        for buffer in &rows {
+            self.buffer(buffer);
         }
     }
 
@@ -141,7 +158,9 @@ impl<'p, 's> Collector<'p, 's> {
             });
         }
         self.report.buffers.push(row);
-        for (code, severity, message, help) in storage_findings(buffer, &verdict, &name, self.target) {
+        for (code, severity, message, help) in
+            storage_findings(buffer, &verdict, &name, self.target)
+        {
             self.finding(code, severity, &at, message, help, verdict.confidence);
         }
         self.creation_copy(buffer, &verdict, &at, &name);
@@ -173,7 +192,11 @@ impl<'p, 's> Collector<'p, 's> {
 
     // ---- copies ----
 
-    pub(crate) fn copies(&mut self, summaries: &[Summary<'s>], contiguous: &[crate::flow::value::Pos]) {
+    pub(crate) fn copies(
+        &mut self,
+        summaries: &[Summary<'s>],
+        contiguous: &[crate::flow::value::Pos],
+    ) {
         for (id, summary) in summaries.iter().enumerate() {
             let id = id as u32;
             let file = self.project.file_of(id);
@@ -196,12 +219,26 @@ impl<'p, 's> Collector<'p, 's> {
             let (_, function) = self.project.function(id);
             for pos in contiguous.iter().filter(|p| p.file == file) {
                 let inside = function.span.start <= pos.at && pos.at < function.span.end;
-                let innermost = function.kind != FunctionKind::TopLevel || !self.in_function(file, pos.at);
+                let innermost =
+                    function.kind != FunctionKind::TopLevel || !self.in_function(file, pos.at);
                 if inside && innermost {
-                    let at = self.locate(file, id, Span { start: pos.at, end: pos.at + ".contiguous()".len() as u32 });
+                    let at = self.locate(
+                        file,
+                        id,
+                        Span { start: pos.at, end: pos.at + ".contiguous()".len() as u32 },
+                    );
                     let hot = self.is_hot(id, false);
-                    let what = "`.contiguous()` copies a strided tensor before it is bound without a copy";
-                    self.copy_row(Code::MC013, &at, hot, None, None, what.into(), Confidence::Proved);
+                    let what =
+                        "`.contiguous()` copies a strided tensor before it is bound without a copy";
+                    self.copy_row(
+                        Code::MC013,
+                        &at,
+                        hot,
+                        None,
+                        None,
+                        what.into(),
+                        Confidence::Proved,
+                    );
                 }
             }
         }
@@ -209,9 +246,11 @@ impl<'p, 's> Collector<'p, 's> {
 
     /// Whether a position lies in a function rather than at the top of its file.
     fn in_function(&self, file: u32, at: u32) -> bool {
-        self.project.files[file as usize].module.functions.iter().any(|f| {
-            f.kind != FunctionKind::TopLevel && f.span.start <= at && at < f.span.end
-        })
+        self.project.files[file as usize]
+            .module
+            .functions
+            .iter()
+            .any(|f| f.kind != FunctionKind::TopLevel && f.span.start <= at && at < f.span.end)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -226,7 +265,8 @@ impl<'p, 's> Collector<'p, 's> {
         confidence: Confidence,
     ) {
         let rule = code.rule();
-        let direction = direction.or(rule.direction).unwrap_or(crate::report::Direction::HostToHost);
+        let direction =
+            direction.or(rule.direction).unwrap_or(crate::report::Direction::HostToHost);
         let avoidable = avoidable.unwrap_or(rule.avoidable);
         // A copy that runs once is worth knowing; on a hot path it is worth fixing.
         let severity = if in_hot_path && avoidable { rule.severity } else { Severity::Note };
@@ -298,11 +338,14 @@ fn reported<'s>(group: Vec<Buffer<'s>>, target: TargetDevice) -> Vec<Buffer<'s>>
     // The wrapper's return is accounted for by its calls.
     let mut own = base.clone();
     own.facts.escapes.retain(|e| !e.starts_with("the callers of"));
+    own.facts.mentioned = false;
     let merged: Vec<Buffer<'s>> = seen.iter().map(|s| s.merged(&own)).collect();
     let verdicts: Vec<Verdict> = merged.iter().map(|m| classify(m, target)).collect();
     let mut firm = verdicts.iter().filter(|v| !v.unused && !v.unknown);
     let agree = match firm.next() {
-        Some(first) => firm.all(|v| v.suggested == first.suggested && v.current_mode == first.current_mode),
+        Some(first) => {
+            firm.all(|v| v.suggested == first.suggested && v.current_mode == first.current_mode)
+        }
         None => true,
     };
     let modes_agree = verdicts.windows(2).all(|w| w[0].current_mode == w[1].current_mode);
@@ -323,7 +366,12 @@ fn reported<'s>(group: Vec<Buffer<'s>>, target: TargetDevice) -> Vec<Buffer<'s>>
 
 type Found = (Code, Severity, String, String);
 
-fn storage_findings(buffer: &Buffer<'_>, v: &Verdict, name: &str, target: TargetDevice) -> Vec<Found> {
+fn storage_findings(
+    buffer: &Buffer<'_>,
+    v: &Verdict,
+    name: &str,
+    target: TargetDevice,
+) -> Vec<Found> {
     let mut out: Vec<Found> = Vec::new();
     let mut found = |code: Code, message: String, help: String| {
         out.push((code, code.rule().severity, message, help));
@@ -333,7 +381,11 @@ fn storage_findings(buffer: &Buffer<'_>, v: &Verdict, name: &str, target: Target
     let is_wgpu = matches!(buffer.site.kind, CreateKind::Wgpu { .. });
     let apple = target == TargetDevice::AppleSilicon;
     if v.unused {
-        found(Code::MS009, format!("`{name}` is made and never used in the audited code"), help(Code::MS009));
+        found(
+            Code::MS009,
+            format!("`{name}` is made and never used in the audited code"),
+            help(Code::MS009),
+        );
         return out;
     }
     if is_wgpu {
@@ -361,7 +413,11 @@ fn storage_findings(buffer: &Buffer<'_>, v: &Verdict, name: &str, target: Target
     let shared = mode == Some(WrittenMode::Shared);
     let managed = mode == Some(WrittenMode::Managed);
     if private && (facts.host_reads || facts.host_writes) {
-        found(Code::MS005, format!("the CPU touches `{name}`, which is Private"), help(Code::MS005));
+        found(
+            Code::MS005,
+            format!("the CPU touches `{name}`, which is Private"),
+            help(Code::MS005),
+        );
     }
     if v.inline && !private {
         let rule = if apple { "" } else { " (as a buffer it would be Managed)" };
@@ -380,7 +436,12 @@ fn storage_findings(buffer: &Buffer<'_>, v: &Verdict, name: &str, target: Target
                 }
                 found(
                     Code::MS001,
-                    format!("`{name}` is {} but {}: {}", v.current_mode, v.decision.rule.reason(), v.pattern_text),
+                    format!(
+                        "`{name}` is {} but {}: {}",
+                        v.current_mode,
+                        v.decision.rule.reason(),
+                        v.pattern_text
+                    ),
                     text,
                 );
             }
@@ -391,7 +452,9 @@ fn storage_findings(buffer: &Buffer<'_>, v: &Verdict, name: &str, target: Target
                     help(Code::MS002),
                 );
             }
-            StorageMode::Shared if managed && v.decision.rule == Rule::ReadBack && facts.synchronized => {
+            StorageMode::Shared
+                if managed && v.decision.rule == Rule::ReadBack && facts.synchronized =>
+            {
                 found(
                     Code::MS004,
                     format!("`{name}` is Managed: {}", v.pattern_text),
@@ -415,7 +478,9 @@ fn storage_findings(buffer: &Buffer<'_>, v: &Verdict, name: &str, target: Target
         if v.host_reads && v.device.writes() && !facts.synchronized {
             found(
                 Code::MS007,
-                format!("the CPU reads `{name}`, which is Managed and written by the GPU, without `synchronizeResource`"),
+                format!(
+                    "the CPU reads `{name}`, which is Managed and written by the GPU, without `synchronizeResource`"
+                ),
                 help(Code::MS007),
             );
         }

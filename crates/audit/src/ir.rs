@@ -124,8 +124,10 @@ pub struct Function<'s> {
     pub body: Vec<Stmt<'s>>,
     /// The whole definition.
     pub span: Span,
-    /// The text of a comment or docstring that documents it, if short.
+    /// It is a test.
     pub is_test: bool,
+    /// Its name is an Objective-C selector.
+    pub is_selector: bool,
 }
 
 /// A parameter of a function.

@@ -27,9 +27,13 @@ pub(crate) struct Creation<'a, 's> {
 }
 
 /// Recognises a buffer creation.
-pub(crate) fn recognise<'a, 's>(call: &'a Call<'s>, language: Language) -> Option<Creation<'a, 's>> {
+pub(crate) fn recognise<'a, 's>(
+    call: &'a Call<'s>,
+    language: Language,
+) -> Option<Creation<'a, 's>> {
     let arg = |i: usize| call.args.get(i).map(|a| &a.value);
-    let labelled = |label: &str| call.args.iter().find(|a| a.label == Some(label)).map(|a| &a.value);
+    let labelled =
+        |label: &str| call.args.iter().find(|a| a.label == Some(label)).map(|a| &a.value);
     let make = |kind, length, bytes, options| Some(Creation { kind, length, bytes, options });
     match call.name.as_ref() {
         "newBufferWithLength_options" | "newBufferWithLength_options_offset" => {

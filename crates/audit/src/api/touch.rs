@@ -36,8 +36,8 @@ pub(crate) fn effects(call: &Call<'_>, language: Language) -> Vec<(Slot, Effect)
     let table: &[(Slot, Effect)] = match name {
         "memcpy" | "memmove" | "memcpy_s" => &[(Arg(0), HostWrite), (Arg(1), HostRead)],
         "bcopy" => &[(Arg(0), HostRead), (Arg(1), HostWrite)],
-        "memset" | "memset_pattern4" | "memset_pattern16" | "bzero" | "fill_n" | "iota" | "fread"
-        | "generate" | "generate_n" => &[(Arg(0), HostWrite)],
+        "memset" | "memset_pattern4" | "memset_pattern16" | "bzero" | "fill_n" | "iota"
+        | "fread" | "generate" | "generate_n" => &[(Arg(0), HostWrite)],
         "memcmp" => &[(Arg(0), HostRead), (Arg(1), HostRead)],
         "fwrite" => &[(Arg(0), HostRead)],
         "copyto" if language == Language::Python => &[(Arg(0), HostWrite), (Arg(1), HostRead)],
@@ -59,7 +59,9 @@ pub(crate) fn effects(call: &Call<'_>, language: Language) -> Vec<(Slot, Effect)
         }
         "load" | "loadUnaligned" if language == Language::Swift => &[(Receiver, HostRead)],
         "getBytes_length" | "getBytes_range" | "getBytes" => &[(Arg(0), HostWrite)],
-        "dataWithBytes_length" | "initWithBytes_length" | "appendBytes_length" => &[(Arg(0), HostRead)],
+        "dataWithBytes_length" | "initWithBytes_length" | "appendBytes_length" => {
+            &[(Arg(0), HostRead)]
+        }
         "initWithBytes_length_encoding" | "stringWithUTF8String" => &[(Arg(0), HostRead)],
         // Rust slices and pointers.
         "copy_from_slice" | "clone_from_slice" | "copy_within" => {
@@ -83,15 +85,16 @@ pub(crate) fn effects(call: &Call<'_>, language: Language) -> Vec<(Slot, Effect)
         "read" | "read_unaligned" | "read_volatile" if language == Language::Rust => {
             &[(Receiver, HostRead), (Arg(0), HostRead)]
         }
-        "to_vec" | "to_owned" | "into_vec" | "collect" | "iter" | "sum" | "into_iter" | "to_bytes" => {
-            &[(Receiver, HostRead)]
-        }
+        "to_vec" | "to_owned" | "into_vec" | "collect" | "iter" | "sum" | "into_iter"
+        | "to_bytes" => &[(Receiver, HostRead)],
         // C++ algorithms: destination last, source first.
         "copy_n" => &[(Arg(0), HostRead), (Arg(2), HostWrite)],
         "copy" if matches!(language, Language::Cpp | Language::ObjectiveCpp) => {
             &[(Arg(0), HostRead), (Arg(2), HostWrite)]
         }
-        "fill" if matches!(language, Language::Cpp | Language::ObjectiveCpp) => &[(Arg(0), HostWrite)],
+        "fill" if matches!(language, Language::Cpp | Language::ObjectiveCpp) => {
+            &[(Arg(0), HostWrite)]
+        }
         "sort" => &[(Arg(0), HostRead), (Arg(0), HostWrite)],
         // Metal: managed memory.
         "didModifyRange" | "did_modify_range" => &[(Receiver, DidModify)],
@@ -104,12 +107,18 @@ pub(crate) fn effects(call: &Call<'_>, language: Language) -> Vec<(Slot, Effect)
         "copyFromBuffer" if call.args.len() == 5 => &[(Arg(0), DeviceRead), (Arg(2), DeviceWrite)],
         "copyFromBuffer" => &[(Arg(0), DeviceRead)],
         "copyFromTexture" if call.args.len() >= 8 => &[(Arg(5), DeviceWrite)],
-        "copy_from_buffer" if call.args.len() == 5 => &[(Arg(0), DeviceRead), (Arg(2), DeviceWrite)],
+        "copy_from_buffer" if call.args.len() == 5 => {
+            &[(Arg(0), DeviceRead), (Arg(2), DeviceWrite)]
+        }
         "copy_from_buffer_to_texture" => &[(Arg(0), DeviceRead)],
         "copy_from_texture_to_buffer" => &[(Arg(5), DeviceWrite)],
         "copy_buffer_to_buffer" => &[(Arg(0), DeviceRead), (Arg(2), DeviceWrite)],
         "copy" if language == Language::Swift => {
-            let buffers = call.args.iter().any(|a| a.label == Some("destinationOffset") || a.label == Some("sourceBytesPerRow") || a.label == Some("destinationBytesPerRow"));
+            let buffers = call.args.iter().any(|a| {
+                a.label == Some("destinationOffset")
+                    || a.label == Some("sourceBytesPerRow")
+                    || a.label == Some("destinationBytesPerRow")
+            });
             if buffers { &[(Label("from"), DeviceRead), (Label("to"), DeviceWrite)] } else { &[] }
         }
         "fillBuffer_range_value" | "fillBuffer" | "fill_buffer" => &[(Arg(0), DeviceWrite)],
@@ -125,12 +134,17 @@ pub(crate) fn effects(call: &Call<'_>, language: Language) -> Vec<(Slot, Effect)
         "set_index_buffer" => &[(Arg(0), DeviceRead)],
         "newTextureWithDescriptor_offset_bytesPerRow" => &[(Receiver, DeviceUnknown)],
         // Bound where the audit does not see what happens.
-        "initWithBuffer_descriptor" | "initWithBuffer_offset_descriptor" | "initWithMTLBuffer_shape_dataType"
-        | "as_entire_binding" | "as_entire_buffer_binding" => &[(Receiver, DeviceUnknown), (Arg(0), DeviceUnknown)],
+        "initWithBuffer_descriptor"
+        | "initWithBuffer_offset_descriptor"
+        | "initWithMTLBuffer_shape_dataType"
+        | "as_entire_binding"
+        | "as_entire_buffer_binding" => &[(Receiver, DeviceUnknown), (Arg(0), DeviceUnknown)],
         "gpuAddress" | "gpu_address" => &[(Receiver, DeviceUnknown)],
         "setArgumentBuffer_offset" | "setArgumentBuffer" => &[(Arg(0), DeviceRead)],
         // Textures over a buffer.
-        _ if name.starts_with("replaceRegion") || name == "replace" && language == Language::Swift => {
+        _ if name.starts_with("replaceRegion")
+            || name == "replace" && language == Language::Swift =>
+        {
             &[(Receiver, HostWriteDirect)]
         }
         _ if name.starts_with("getBytes_bytesPerRow") => &[(Receiver, HostReadDirect)],
@@ -154,7 +168,8 @@ pub(crate) fn effects(call: &Call<'_>, language: Language) -> Vec<(Slot, Effect)
         out.extend(selector_part(name, "toBuffer").map(|i| (Arg(i), DeviceWrite)));
     }
     if name.starts_with("draw") || name.starts_with("dispatch") {
-        for part in ["indexBuffer", "indirectBuffer", "controlPointIndexBuffer", "patchIndexBuffer"] {
+        for part in ["indexBuffer", "indirectBuffer", "controlPointIndexBuffer", "patchIndexBuffer"]
+        {
             match selector_part(name, part) {
                 Some(i) => out.push((Arg(i), DeviceRead)),
                 None if call.args.iter().any(|a| a.label == Some(part)) => {
@@ -219,7 +234,9 @@ pub(crate) fn binding(call: &Call<'_>) -> Option<Binding> {
             Some(Binding::One { buffer: 0, index: n.saturating_sub(1) })
         }
         ("Buffer", 3) => Some(Binding::One { buffer: 0, index: 2 }),
-        ("Buffers_offsets_withRange" | "Buffers", 3) => Some(Binding::Many { buffers: 0, range: 2 }),
+        ("Buffers_offsets_withRange" | "Buffers", 3) => {
+            Some(Binding::Many { buffers: 0, range: 2 })
+        }
         ("Bytes_length_atIndex", 3) | ("Bytes", 3) => Some(Binding::Bytes),
         _ => None,
     }
@@ -253,15 +270,55 @@ pub(crate) fn sets_pipeline(name: &str) -> bool {
 pub(crate) fn keeps_view(name: &str, language: Language) -> bool {
     matches!(
         name,
-        "as_buffer" | "cast" | "bindMemory" | "assumingMemoryBound" | "advanced" | "offset" | "add" | "as_ptr"
-            | "as_mut_ptr" | "cast_mut" | "cast_const" | "byte_add" | "byte_offset" | "as_non_null_ptr"
-            | "UnsafeRawPointer" | "UnsafeMutableRawPointer" | "UnsafePointer" | "UnsafeMutablePointer"
-            | "OpaquePointer" | "static_cast" | "reinterpret_cast" | "const_cast" | "bit_cast" | "as_ref" | "as_mut"
-            | "unwrap" | "expect" | "get" | "as_slice" | "as_mut_slice" | "NonNull" | "data" | "begin"
-            | "end" | "cast_slice" | "cast_slice_mut" | "addressof" | "c_void_p" | "POINTER" | "unwrap_unchecked"
-            | "withMemoryRebound" | "from_buffer" | "UnsafeMutableRawBufferPointer" | "rebound"
+        "as_buffer"
+            | "cast"
+            | "bindMemory"
+            | "assumingMemoryBound"
+            | "advanced"
+            | "offset"
+            | "add"
+            | "as_ptr"
+            | "as_mut_ptr"
+            | "cast_mut"
+            | "cast_const"
+            | "byte_add"
+            | "byte_offset"
+            | "as_non_null_ptr"
+            | "UnsafeRawPointer"
+            | "UnsafeMutableRawPointer"
+            | "UnsafePointer"
+            | "UnsafeMutablePointer"
+            | "OpaquePointer"
+            | "static_cast"
+            | "reinterpret_cast"
+            | "const_cast"
+            | "bit_cast"
+            | "as_ref"
+            | "as_mut"
+            | "unwrap"
+            | "expect"
+            | "get"
+            | "as_slice"
+            | "as_mut_slice"
+            | "NonNull"
+            | "data"
+            | "begin"
+            | "end"
+            | "cast_slice"
+            | "cast_slice_mut"
+            | "addressof"
+            | "c_void_p"
+            | "POINTER"
+            | "unwrap_unchecked"
+            | "withMemoryRebound"
+            | "from_buffer"
+            | "UnsafeMutableRawBufferPointer"
+            | "rebound"
     ) || matches!(language, Language::Python)
-        && matches!(name, "reshape" | "view" | "ravel" | "squeeze" | "transpose" | "asarray" | "as_array")
+        && matches!(
+            name,
+            "reshape" | "view" | "ravel" | "squeeze" | "transpose" | "asarray" | "as_array"
+        )
 }
 
 /// Calls that make a host array over a pointer; whether they promise only to read.

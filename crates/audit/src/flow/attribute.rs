@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::mentions;
 use super::project::Project;
 use super::summary::{BindIndex, Event, Site, Summary, Touch};
 use super::value::{Atom, Element, Pos, Root, SiteId, Value};
@@ -32,6 +33,8 @@ pub(crate) struct Facts {
     pub(crate) escapes: Vec<String>,
     /// Kernels and arguments it was bound to.
     pub(crate) bound: Vec<(String, String)>,
+    /// Its name stands somewhere that the analysis did not follow.
+    pub(crate) mentioned: bool,
     /// Something was concluded from a name or a position.
     pub(crate) guessed: bool,
     pub(crate) last_touch: Option<Pos>,
@@ -59,6 +62,7 @@ impl Facts {
         self.constant_space |= other.constant_space;
         self.blit_source |= other.blit_source;
         self.repeated_writes |= other.repeated_writes;
+        self.mentioned |= other.mentioned;
         self.guessed |= other.guessed;
         for escape in &other.escapes {
             if !self.escapes.contains(escape) {
@@ -127,6 +131,12 @@ pub(crate) fn attribute<'s>(project: &Project<'s>, summaries: &[Summary<'s>]) ->
             if !facts.escapes.contains(&caller) {
                 facts.escapes.push(caller);
             }
+        }
+    }
+    for (id, site) in &sites {
+        let facts = facts.entry(*id).or_default();
+        if facts.untouched() && facts.escapes.is_empty() {
+            facts.mentioned = mentions::mentioned(project, &heap.holders(*id), site);
         }
     }
     let groups = group(&heap, sites, &facts, summaries);
@@ -300,7 +310,9 @@ impl<'s> Heap<'s> {
 
     fn held(&self, root: &Root<'s>) -> Value<'s> {
         match root {
-            Root::Global { file, name } => self.globals.get(&(*file, *name)).cloned().unwrap_or_default(),
+            Root::Global { file, name } => {
+                self.globals.get(&(*file, *name)).cloned().unwrap_or_default()
+            }
             Root::Field { class, name, file } => {
                 let Some(entries) = self.fields.get(name) else { return Value::UNKNOWN };
                 let mut out = Value::default();
@@ -332,12 +344,25 @@ impl<'s> Heap<'s> {
         }
     }
 
+    /// The fields and globals that a buffer is stored in: their names.
+    fn holders(&self, site: SiteId) -> Vec<&'s str> {
+        let fields = self.fields.iter().filter(|(_, entries)| {
+            entries.iter().any(|(_, _, value)| value.sites().contains(&site))
+        });
+        let globals = self.globals.iter().filter(|(_, value)| value.sites().contains(&site));
+        fields.map(|(name, _)| *name).chain(globals.map(|((_, name), _)| *name)).collect()
+    }
+
     /// The value with fields and globals replaced by what they hold.
     fn settle(&self, value: &Value<'s>, hops: u32) -> Value<'s> {
         let mut out = Value::default();
         for atom in value.atoms() {
             match atom {
-                Atom::Place { root: root @ (Root::Field { .. } | Root::Global { .. }), element, view } => {
+                Atom::Place {
+                    root: root @ (Root::Field { .. } | Root::Global { .. }),
+                    element,
+                    view,
+                } => {
                     if hops == 0 {
                         continue;
                     }
@@ -351,7 +376,9 @@ impl<'s> Heap<'s> {
                     }
                     out.join(&held);
                 }
-                Atom::Place { root: Root::Site(_), element: Element::Whole, .. } => out.add(atom.clone()),
+                Atom::Place { root: Root::Site(_), element: Element::Whole, .. } => {
+                    out.add(atom.clone())
+                }
                 // An element of what is a single buffer is not a buffer.
                 Atom::Place { root: Root::Site(_), .. } => {}
                 Atom::List(items) if hops > 0 => {
@@ -398,10 +425,11 @@ impl<'s> Buffer<'s> {
     pub(crate) fn merged(&self, other: &Self) -> Self {
         let mut merged = self.clone();
         merged.facts.merge(&other.facts);
-        if merged.options.atoms().iter().all(|a| !matches!(a, Atom::Options(_))) {
+        let is_options = |a: &Atom<'s>| matches!(a, Atom::Options(_) | Atom::Int(_));
+        if !merged.options.atoms().iter().any(is_options) {
             merged.options = other.options.clone();
         } else {
-            merged.options.join(&other.options.only(|a| matches!(a, Atom::Options(_))));
+            merged.options.join(&other.options.only(is_options));
         }
         merged.size = self.size.or(other.size);
         if self.bytes.constant().is_none() {

@@ -23,12 +23,7 @@ struct Bound<'s> {
 
 impl<'s> Eval<'_, 's> {
     /// Handles the calls of an encoder; true if this was one.
-    pub(crate) fn encoder_call(
-        &mut self,
-        call: &Call<'s>,
-        args: &[Value<'s>],
-        span: Span,
-    ) -> bool {
+    pub(crate) fn encoder_call(&mut self, call: &Call<'s>, args: &[Value<'s>], span: Span) -> bool {
         let name = call.name.as_ref();
         let key = call.receiver.as_ref().and_then(Expr::last_name).unwrap_or("");
         if sets_pipeline(name) {
@@ -42,7 +37,8 @@ impl<'s> Eval<'_, 's> {
         }
         match binding(call) {
             Some(Binding::One { buffer, index }) => {
-                let (Some(value), Some(index_arg)) = (args.get(buffer), call.args.get(index)) else {
+                let (Some(value), Some(index_arg)) = (args.get(buffer), call.args.get(index))
+                else {
                     return false;
                 };
                 let index = self.bind_index(&index_arg.value, args.get(index), value);
@@ -87,12 +83,19 @@ impl<'s> Eval<'_, 's> {
     }
 
     /// Binds the elements of a list at `base`, `base + 1`, ….
-    pub(crate) fn bind_list(&mut self, key: &'s str, base: Option<u32>, value: &Value<'s>, span: Span) {
+    pub(crate) fn bind_list(
+        &mut self,
+        key: &'s str,
+        base: Option<u32>,
+        value: &Value<'s>,
+        span: Span,
+    ) {
         for atom in value.atoms() {
             match atom {
                 Atom::List(items) => {
                     for (i, item) in items.iter().enumerate() {
-                        let index = base.map_or(BindIndex::Unknown, |b| BindIndex::Number(b + i as u32));
+                        let index =
+                            base.map_or(BindIndex::Unknown, |b| BindIndex::Number(b + i as u32));
                         self.bind_at(key, index, item.clone(), span);
                     }
                 }
@@ -114,7 +117,9 @@ impl<'s> Eval<'_, 's> {
                 let first = call.args.first()?;
                 self.expr(&first.value).int().and_then(|i| u32::try_from(i).ok())
             }
-            ExprKind::Binary(_, start, _) => self.expr(start).int().and_then(|i| u32::try_from(i).ok()),
+            ExprKind::Binary(_, start, _) => {
+                self.expr(start).int().and_then(|i| u32::try_from(i).ok())
+            }
             ExprKind::Int(i) => u32::try_from(*i).ok(),
             ExprKind::List(items) | ExprKind::Other(items) => {
                 let first = items.first()?;
@@ -161,12 +166,15 @@ impl<'s> Eval<'_, 's> {
         };
         let Some(name) = name else { return BindIndex::Unknown };
         if loop_variable == Some(name) {
-            return base.and_then(|b| u32::try_from(b).ok()).map_or(BindIndex::Unknown, BindIndex::FromList);
+            return base
+                .and_then(|b| u32::try_from(b).ok())
+                .map_or(BindIndex::Unknown, BindIndex::FromList);
         }
         // `for b in buffers { set(b, i); i += 1 }` counts along with the list.
-        let from_list = bound.atoms().iter().any(|a| {
-            matches!(a, Atom::Place { element: Element::Any, root: Root::Param(_), .. })
-        });
+        let from_list = bound
+            .atoms()
+            .iter()
+            .any(|a| matches!(a, Atom::Place { element: Element::Any, root: Root::Param(_), .. }));
         if from_list && self.loops > 0 {
             return BindIndex::FromList(0);
         }
@@ -204,7 +212,11 @@ impl<'s> Eval<'_, 's> {
         sure: bool,
     ) {
         let touch = Touch::Bind { index, kernels };
-        let known = self.out.events.iter().any(|e| e.pos.at == span.start && e.value == value && e.touch == touch);
+        let known = self
+            .out
+            .events
+            .iter()
+            .any(|e| e.pos.at == span.start && e.value == value && e.touch == touch);
         if !known {
             self.emit(&value, touch, span, sure);
         }
@@ -261,7 +273,9 @@ impl<'s> Eval<'_, 's> {
         for value in args.first().into_iter() {
             for atom in value.atoms() {
                 match atom {
-                    Atom::List(items) => items.iter().for_each(|i| self.emit(i, touch.clone(), span, true)),
+                    Atom::List(items) => {
+                        items.iter().for_each(|i| self.emit(i, touch.clone(), span, true))
+                    }
                     _ => self.emit(&Value::of(atom.clone()), touch.clone(), span, true),
                 }
             }
@@ -277,11 +291,16 @@ pub(crate) fn kernel_names<'s>(value: &Value<'s>) -> Value<'s> {
 
 /// One event per element for the bindings of a list whose items a call makes known.
 pub(crate) fn expand_list<'s>(event: &Event<'s>, args: &[Value<'s>]) -> Option<Vec<Event<'s>>> {
-    let Touch::Bind { index: BindIndex::FromList(base), kernels } = &event.touch else { return None };
+    let Touch::Bind { index: BindIndex::FromList(base), kernels } = &event.touch else {
+        return None;
+    };
     let mut out = Vec::new();
     for atom in event.value.atoms() {
-        let Atom::Place { root: Root::Param(i), element: element @ Element::Var(_) | element @ Element::Any, .. } =
-            atom
+        let Atom::Place {
+            root: Root::Param(i),
+            element: element @ Element::Var(_) | element @ Element::Any,
+            ..
+        } = atom
         else {
             continue;
         };
@@ -295,7 +314,8 @@ pub(crate) fn expand_list<'s>(event: &Event<'s>, args: &[Value<'s>]) -> Option<V
                     }
                 }
                 Atom::Place { root, element: Element::Whole, view: false } => {
-                    let value = Value::of(Atom::Place { root: *root, element: *element, view: false });
+                    let value =
+                        Value::of(Atom::Place { root: *root, element: *element, view: false });
                     out.push(Event { value, ..event.clone() });
                 }
                 _ => {}

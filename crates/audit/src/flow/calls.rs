@@ -36,7 +36,12 @@ impl<'s> Eval<'_, 's> {
         }
         for site in &mut self.out.sites[first_site..] {
             if site.name.is_none() {
-                site.name = call.args.iter().find_map(|a| a.label).map(Cow::Borrowed).filter(|l| *l != "options");
+                site.name = call
+                    .args
+                    .iter()
+                    .find_map(|a| a.label)
+                    .map(Cow::Borrowed)
+                    .filter(|l| *l != "options");
             }
         }
         if self.encoder_call(call, &args, span) {
@@ -49,20 +54,32 @@ impl<'s> Eval<'_, 's> {
         if let Some(value) = self.host_data_call(call, &receiver, &args, span) {
             return value;
         }
-        if let Some(value) = self.view_call(call, &receiver, &args, span) {
-            return value;
-        }
         if touched {
             return Value::UNKNOWN;
+        }
+        if let Some(value) = self.view_call(call, &receiver, &args, span) {
+            return value;
         }
         if let Some(value) = self.container_call(call, &receiver, &args) {
             return value;
         }
         if let Some(id) = self.resolve(call, &receiver) {
-            return self.apply(id, call, &args, span);
+            let value = self.apply(id, call, &args, span);
+            // A method known by its name alone may be another: it hands out no buffers of its own.
+            let certain = call.receiver.is_none()
+                || receiver.object().is_some()
+                || names_a_class(call)
+                || makes_buffers(&call.name);
+            return if certain {
+                value
+            } else {
+                value.only(|a| !matches!(a, Atom::Place { root: Root::Site(_), .. }))
+            };
         }
-        if matches!(call.name.as_ref(), "get" | "at" | "objectForKey" | "objectForKeyedSubscript" | "find")
-            && let (Some(cache), Some(key)) = (&call.receiver, args.first())
+        if matches!(
+            call.name.as_ref(),
+            "get" | "at" | "objectForKey" | "objectForKeyedSubscript" | "find"
+        ) && let (Some(cache), Some(key)) = (&call.receiver, args.first())
             && let Some(kernels) = self.cached_kernel(cache, key)
         {
             return kernels;
@@ -77,7 +94,10 @@ impl<'s> Eval<'_, 's> {
 
     /// Whether a call that looks like the API's is of a wrapper of that name in the audited code.
     fn is_own_wrapper(&mut self, call: &Call<'s>) -> bool {
-        if !matches!(call.name.as_ref(), "new_buffer" | "new_buffer_with_data" | "new_buffer_with_bytes_no_copy" | "newBuffer") {
+        if !matches!(
+            call.name.as_ref(),
+            "new_buffer" | "new_buffer_with_data" | "new_buffer_with_bytes_no_copy" | "newBuffer"
+        ) {
             return false;
         }
         let receiver = call.receiver.as_ref().map(|r| self.expr(r)).unwrap_or_default();
@@ -189,9 +209,10 @@ impl<'s> Eval<'_, 's> {
                 Effect::DeviceWrite => Touch::DeviceWrite,
                 Effect::DeviceUnknown => Touch::DeviceUnknown,
             };
-            if !matches!(touch, Touch::HostRead | Touch::HostWrite) {
-                direct |= value.has_place();
-            }
+            direct |= match touch {
+                Touch::HostRead | Touch::HostWrite => value.is_view(),
+                _ => value.has_place(),
+            };
             self.contents_copy(call, effect, &value, span);
             self.emit(&value, touch, span, sure);
         }
@@ -229,17 +250,47 @@ impl<'s> Eval<'_, 's> {
                 return Some(Value::UNKNOWN);
             }
             if self.resolve(call, receiver).is_none() {
-                let writes = matches!(name, "fill" | "set" | "push" | "put" | "itemset" | "sort" | "insert" | "get_mut" | "iter_mut" | "for_each" | "write_all" | "swap" | "extend" | "chunks_mut" | "chunks_exact_mut" | "split_at_mut" | "index_mut" | "par_iter_mut");
+                let writes = matches!(
+                    name,
+                    "fill"
+                        | "set"
+                        | "push"
+                        | "put"
+                        | "itemset"
+                        | "sort"
+                        | "insert"
+                        | "get_mut"
+                        | "iter_mut"
+                        | "for_each"
+                        | "write_all"
+                        | "swap"
+                        | "extend"
+                        | "chunks_mut"
+                        | "chunks_exact_mut"
+                        | "split_at_mut"
+                        | "index_mut"
+                        | "par_iter_mut"
+                );
                 let touch = if writes { Touch::HostWrite } else { Touch::HostRead };
                 self.emit(receiver, touch, span, true);
-                if matches!(name, "iter_mut" | "get_mut" | "chunks_mut" | "chunks_exact_mut" | "split_at_mut") {
+                if matches!(
+                    name,
+                    "iter_mut" | "get_mut" | "chunks_mut" | "chunks_exact_mut" | "split_at_mut"
+                ) {
                     return Some(receiver.clone());
                 }
-                return Some(if self.language == Language::Python { Value::of(Atom::HostArray) } else { Value::UNKNOWN });
+                return Some(if self.language == Language::Python {
+                    Value::of(Atom::HostArray)
+                } else {
+                    Value::UNKNOWN
+                });
             }
         }
         let first = args.first()?;
-        if first.is_view() && keeps_view(name, self.language) && self.resolve(call, receiver).is_none() {
+        if first.is_view()
+            && keeps_view(name, self.language)
+            && self.resolve(call, receiver).is_none()
+        {
             return Some(first.clone());
         }
         None
@@ -254,7 +305,8 @@ impl<'s> Eval<'_, 's> {
     ) -> Option<Value<'s>> {
         let base = call.receiver.as_ref()?;
         let item = match call.name.as_ref() {
-            "append" | "push" | "push_back" | "emplace_back" | "addObject" | "add" | "appendleft" => args.first()?,
+            "append" | "push" | "push_back" | "emplace_back" | "addObject" | "add"
+            | "appendleft" => args.first()?,
             "insert" | "setObject_forKey" | "setdefault" | "emplace" => args.last()?,
             _ => return None,
         };
@@ -308,7 +360,8 @@ impl<'s> Eval<'_, 's> {
                 return None;
             }
             let imports = &self.project.files[self.file as usize].module.imports;
-            let import = imports.iter().find(|i| i.local == path && self.language == Language::Python);
+            let import =
+                imports.iter().find(|i| i.local == path && self.language == Language::Python);
             if let Some(import) = import {
                 let wanted = import.item.unwrap_or(import.module);
                 return match self.project.module_file(self.file, wanted) {
@@ -395,14 +448,15 @@ impl<'s> Eval<'_, 's> {
                     }
                 }
                 event.in_loop |= self.loops > 0;
-                if !event.value.is_unknown() && event.value.has_place() {
+                if event.value.holds_place() || event.touch == Touch::NoCopySource {
                     self.push_event(event);
                 }
             }
         }
         for (root, value) in summary.stores.iter().filter(|(_, v)| v.has_param()) {
             let value = value.substitute(&by_param);
-            if !value.is_unknown() && !self.out.stores.iter().any(|(r, v)| r == root && *v == value) {
+            if !value.is_unknown() && !self.out.stores.iter().any(|(r, v)| r == root && *v == value)
+            {
                 self.out.stores.push((*root, value));
             }
         }
@@ -439,7 +493,10 @@ impl<'s> Eval<'_, 's> {
 
     fn push_event(&mut self, event: Event<'s>) {
         let known = self.out.events.iter().rev().take(64).any(|e| {
-            e.pos == event.pos && e.value == event.value && e.touch == event.touch && e.in_loop == event.in_loop
+            e.pos == event.pos
+                && e.value == event.value
+                && e.touch == event.touch
+                && e.in_loop == event.in_loop
         });
         if !known {
             self.out.events.push(event);
@@ -500,14 +557,24 @@ impl<'s> Eval<'_, 's> {
                 if value.is_view() {
                     // A pointer handed on: Python's functions read, others are told by their names.
                     let lower = name.to_ascii_lowercase();
-                    let fills = ["fill", "init", "write", "set", "random", "load", "store", "generate"]
-                        .iter()
-                        .any(|w| lower.contains(w));
-                    let touch = if self.language != Language::Python && fills { Touch::HostWrite } else { Touch::HostRead };
+                    let fills =
+                        ["fill", "init", "write", "set", "random", "load", "store", "generate"]
+                            .iter()
+                            .any(|w| lower.contains(w));
+                    let touch = if self.language != Language::Python && fills {
+                        Touch::HostWrite
+                    } else {
+                        Touch::HostRead
+                    };
                     let sure = self.language == Language::Python;
                     self.emit(value, touch, arg.value.span, sure);
                 } else {
-                    self.emit(&place, Touch::Escape(Cow::Owned(name.to_string())), arg.value.span, false);
+                    self.emit(
+                        &place,
+                        Touch::Escape(Cow::Owned(name.to_string())),
+                        arg.value.span,
+                        false,
+                    );
                 }
             }
         }
@@ -524,14 +591,19 @@ impl<'s> Eval<'_, 's> {
             return Value::of(Atom::Options(options));
         }
         if matches!(name, "empty" | "default")
-            && call.receiver.as_ref().and_then(Expr::last_name).is_some_and(|n| n.ends_with("ResourceOptions"))
+            && call
+                .receiver
+                .as_ref()
+                .and_then(Expr::last_name)
+                .is_some_and(|n| n.ends_with("ResourceOptions"))
         {
             return Value::of(Atom::Options(Options::default()));
         }
         let mut out = Value::default();
         // What names a kernel goes through: `newFunctionWithName`, `get_pipeline`, ….
         let lower = name.to_ascii_lowercase();
-        let makes_pipeline = ["function", "pipeline", "kernel", "pso", "shader"].iter().any(|w| lower.contains(w));
+        let makes_pipeline =
+            ["function", "pipeline", "kernel", "pso", "shader"].iter().any(|w| lower.contains(w));
         for value in args.iter().chain(std::iter::once(receiver)) {
             for text in value.strings() {
                 if makes_pipeline || self.project.is_kernel(text) {
@@ -539,7 +611,15 @@ impl<'s> Eval<'_, 's> {
                 }
             }
             if makes_pipeline {
-                out.join(&kernel_names(value).only(|a| matches!(a, Atom::Place { root: Root::Param(_) | Root::Field { .. } | Root::Global { .. }, .. })));
+                out.join(&kernel_names(value).only(|a| {
+                    matches!(
+                        a,
+                        Atom::Place {
+                            root: Root::Param(_) | Root::Field { .. } | Root::Global { .. },
+                            ..
+                        }
+                    )
+                }));
             }
         }
         if let Some(class) = self.project.class(name).map(|c| c.name) {
@@ -561,7 +641,14 @@ impl<'s> Eval<'_, 's> {
             }
             if configured {
                 kernels.join(&kernel_names(value).only(|a| {
-                    matches!(a, Atom::Place { root: Root::Param(_) | Root::Field { .. }, element: Element::Whole, .. })
+                    matches!(
+                        a,
+                        Atom::Place {
+                            root: Root::Param(_) | Root::Field { .. },
+                            element: Element::Whole,
+                            ..
+                        }
+                    )
                 }));
             }
         }
@@ -569,7 +656,9 @@ impl<'s> Eval<'_, 's> {
             return false;
         }
         let list = args.iter().find(|v| {
-            v.atoms().iter().any(|a| matches!(a, Atom::List(items) if items.iter().any(Value::has_place)))
+            v.atoms()
+                .iter()
+                .any(|a| matches!(a, Atom::List(items) if items.iter().any(Value::has_place)))
         });
         if let Some(list) = list {
             for atom in list.atoms() {
@@ -619,6 +708,25 @@ impl<'s> Eval<'_, 's> {
     }
 }
 
+/// `Class::method(…)`, `[Class method]`, `module.function(…)`.
+fn names_a_class(call: &Call<'_>) -> bool {
+    match call.receiver.as_ref().map(|r| &r.kind) {
+        Some(ExprKind::Name(name) | ExprKind::Field(_, name)) => {
+            matches!(*name, "self" | "this" | "Self" | "super" | "crate" | "cls")
+                || name.starts_with(|c: char| c.is_uppercase())
+        }
+        _ => false,
+    }
+}
+
+/// Whether a name says that the function hands out buffers.
+fn makes_buffers(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    ["buf", "alloc", "storage", "create", "make", "new_", "zeros", "empty", "upload", "tensor"]
+        .iter()
+        .any(|w| lower.contains(w))
+}
+
 /// `(buffer, offset)` is bound as the buffer.
 fn first_of_pair<'s>(value: &Value<'s>) -> Value<'s> {
     let pair = value.atoms().iter().find_map(|a| match a {
@@ -634,21 +742,47 @@ fn append_rest<'s>(held: &mut Value<'s>, value: &Value<'s>) {
         _ => Vec::new(),
     };
     // `f(*buffers)` passes the list itself on.
-    match value.atoms() {
-        [Atom::List(more)] => items.extend(more.iter().cloned()),
-        _ => items.push(value.clone()),
+    match value.list() {
+        Some(more) => items.extend(more.iter().cloned()),
+        None => items.push(value.clone()),
     }
     *held = Value::of(Atom::List(Arc::new(items)));
 }
 
 /// Smart pointers, optionals and ownership: the value itself goes through.
-fn passed_through<'s>(call: &Call<'s>, receiver: &Value<'s>, args: &[Value<'s>]) -> Option<Value<'s>> {
+fn passed_through<'s>(
+    call: &Call<'s>,
+    receiver: &Value<'s>,
+    args: &[Value<'s>],
+) -> Option<Value<'s>> {
     let path = call.receiver.as_ref().and_then(Expr::last_name);
     match call.name.as_ref() {
-        "Ok" | "Some" | "Err" | "move" | "forward" | "TransferPtr" | "RetainPtr" | "ref" | "cref" | "make_pair"
-        | "static_cast" | "dynamic_cast" | "reinterpret_cast" | "const_cast" | "id" | "Optional"
-        | "__bridge_transfer" | "CFBridgingRelease" | "from_ref" | "as_ref" | "borrow" | "retain_autoreleased"
-        | "static_pointer_cast" | "make_shared_buffer" | "checkNotNil" | "ManuallyDrop"
+        "Ok"
+        | "Some"
+        | "Err"
+        | "move"
+        | "forward"
+        | "TransferPtr"
+        | "RetainPtr"
+        | "ref"
+        | "cref"
+        | "make_pair"
+        | "static_cast"
+        | "dynamic_cast"
+        | "reinterpret_cast"
+        | "const_cast"
+        | "id"
+        | "Optional"
+        | "__bridge_transfer"
+        | "CFBridgingRelease"
+        | "from_ref"
+        | "as_ref"
+        | "borrow"
+        | "retain_autoreleased"
+        | "static_pointer_cast"
+        | "make_shared_buffer"
+        | "checkNotNil"
+        | "ManuallyDrop"
             if !args.is_empty() =>
         {
             Some(args[0].clone())
@@ -658,22 +792,40 @@ fn passed_through<'s>(call: &Call<'s>, receiver: &Value<'s>, args: &[Value<'s>])
                 && matches!(
                     path,
                     Some(
-                        "Arc" | "Rc" | "Box" | "Mutex" | "RwLock" | "RefCell" | "Cell" | "Some" | "Retained"
-                            | "ManuallyDrop" | "OnceCell" | "UnsafeCell" | "Buffer" | "NonNull" | "Cow" | "ProtocolObject"
+                        "Arc"
+                            | "Rc"
+                            | "Box"
+                            | "Mutex"
+                            | "RwLock"
+                            | "RefCell"
+                            | "Cell"
+                            | "Some"
+                            | "Retained"
+                            | "ManuallyDrop"
+                            | "OnceCell"
+                            | "UnsafeCell"
+                            | "Buffer"
+                            | "NonNull"
+                            | "Cow"
+                            | "ProtocolObject"
                     )
                 ) =>
         {
             Some(args[0].clone())
         }
-        "unwrap" | "expect" | "clone" | "as_ref" | "as_mut" | "get" | "retain" | "autorelease" | "to_owned"
-        | "lock" | "borrow" | "borrow_mut" | "read" | "unwrap_or_default" | "ok" | "ok_or" | "ok_or_else" | "map_err" | "deref"
-        | "into" | "as_deref" | "release" | "leak" | "as_super" | "into_super" | "with_context" | "context"
-        | "copy" | "take" | "detach" | "unwrap_or" | "unwrap_or_else" | "first" | "last" | "as_ptr"
-        | "cloned" | "reset" | "slice" | "objectAtIndex" | "at" | "get_mut" | "get_unchecked" | "iter" | "as_slice" | "to_vec"
+        "unwrap" | "expect" | "clone" | "as_ref" | "as_mut" | "get" | "retain" | "autorelease"
+        | "to_owned" | "lock" | "borrow" | "borrow_mut" | "read" | "unwrap_or_default" | "ok"
+        | "ok_or" | "ok_or_else" | "map_err" | "deref" | "into" | "as_deref" | "release"
+        | "leak" | "as_super" | "into_super" | "with_context" | "context" | "copy" | "take"
+        | "detach" | "unwrap_or" | "unwrap_or_else" | "first" | "last" | "as_ptr" | "cloned"
+        | "reset" | "slice" | "objectAtIndex" | "at" | "get_mut" | "get_unchecked" | "iter"
+        | "as_slice" | "to_vec"
             if call.receiver.is_some() && !receiver.is_unknown() =>
         {
             match call.name.as_ref() {
-                "get" | "at" | "objectAtIndex" | "get_mut" | "get_unchecked" if !args.is_empty() => {
+                "get" | "at" | "objectAtIndex" | "get_mut" | "get_unchecked"
+                    if !args.is_empty() =>
+                {
                     let which = match (args[0].int(), args[0].strings().next()) {
                         (Some(i), _) => Element::At(i),
                         (_, Some(key)) => Element::Key(key),
@@ -697,12 +849,72 @@ fn passed_through<'s>(call: &Call<'s>, receiver: &Value<'s>, args: &[Value<'s>])
 fn is_common(name: &str) -> bool {
     matches!(
         name,
-        "get" | "set" | "new" | "init" | "append" | "push" | "insert" | "remove" | "clear" | "len" | "copy" | "clone"
-            | "close" | "open" | "read" | "write" | "update" | "add" | "pop" | "item" | "numpy" | "cpu" | "to"
-            | "unwrap" | "expect" | "map" | "and_then" | "ok_or" | "ok_or_else" | "into" | "from" | "iter" | "count"
-            | "first" | "last" | "join" | "format" | "keys" | "values" | "items" | "contents" | "release" | "retain"
-            | "encode" | "commit" | "begin" | "end" | "start" | "stop" | "reset" | "data" | "size" | "length" | "next"
-            | "load" | "save" | "alloc" | "free" | "drop" | "as_ref" | "as_mut" | "buffer" | "name" | "label" | "device" | "print"
+        "get"
+            | "set"
+            | "new"
+            | "init"
+            | "append"
+            | "push"
+            | "insert"
+            | "remove"
+            | "clear"
+            | "len"
+            | "copy"
+            | "clone"
+            | "close"
+            | "open"
+            | "read"
+            | "write"
+            | "update"
+            | "add"
+            | "pop"
+            | "item"
+            | "numpy"
+            | "cpu"
+            | "to"
+            | "unwrap"
+            | "expect"
+            | "map"
+            | "and_then"
+            | "ok_or"
+            | "ok_or_else"
+            | "into"
+            | "from"
+            | "iter"
+            | "count"
+            | "first"
+            | "last"
+            | "join"
+            | "format"
+            | "keys"
+            | "values"
+            | "items"
+            | "contents"
+            | "release"
+            | "retain"
+            | "encode"
+            | "commit"
+            | "begin"
+            | "end"
+            | "start"
+            | "stop"
+            | "reset"
+            | "data"
+            | "size"
+            | "length"
+            | "next"
+            | "load"
+            | "save"
+            | "alloc"
+            | "free"
+            | "drop"
+            | "as_ref"
+            | "as_mut"
+            | "buffer"
+            | "name"
+            | "label"
+            | "device"
+            | "print"
     )
 }
 
@@ -711,18 +923,69 @@ fn is_harmless(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     matches!(
         name,
-        "" | "print" | "len" | "str" | "repr" | "isinstance" | "hasattr" | "getattr" | "NSLog" | "printf" | "assert"
-            | "drop" | "release" | "retain" | "CFRelease" | "type" | "id" | "free" | "dealloc" | "precondition"
-            | "sizeof" | "XCTAssertNotNil" | "XCTAssertEqual" | "min" | "max" | "bool" | "callable" | "setLabel" | "set_label"
-            | "fatalError" | "os_log" | "fprintf" | "range" | "enumerate" | "zip" | "list" | "tuple" | "dict" | "sum"
-            | "close" | "destroy" | "assert_eq" | "removeAll" | "del" | "autorelease" | "numel" | "super"
-    ) || lower.starts_with("assert") || lower.starts_with("log") || lower.contains("println")
+        "" | "print"
+            | "len"
+            | "str"
+            | "repr"
+            | "isinstance"
+            | "hasattr"
+            | "getattr"
+            | "NSLog"
+            | "printf"
+            | "assert"
+            | "drop"
+            | "release"
+            | "retain"
+            | "CFRelease"
+            | "type"
+            | "id"
+            | "free"
+            | "dealloc"
+            | "precondition"
+            | "sizeof"
+            | "XCTAssertNotNil"
+            | "XCTAssertEqual"
+            | "min"
+            | "max"
+            | "bool"
+            | "callable"
+            | "setLabel"
+            | "set_label"
+            | "fatalError"
+            | "os_log"
+            | "fprintf"
+            | "range"
+            | "enumerate"
+            | "zip"
+            | "list"
+            | "tuple"
+            | "dict"
+            | "sum"
+            | "close"
+            | "destroy"
+            | "assert_eq"
+            | "removeAll"
+            | "del"
+            | "autorelease"
+            | "numel"
+            | "super"
+    ) || lower.starts_with("assert")
+        || lower.starts_with("log")
+        || lower.contains("println")
 }
 
 fn takes_pointer_closure(name: &str) -> bool {
     matches!(
         name,
-        "withUnsafeBytes" | "withUnsafeMutableBytes" | "withUnsafeBufferPointer" | "withUnsafeMutableBufferPointer"
-            | "withMemoryRebound" | "map" | "let" | "for_each" | "forEach" | "and_then"
+        "withUnsafeBytes"
+            | "withUnsafeMutableBytes"
+            | "withUnsafeBufferPointer"
+            | "withUnsafeMutableBufferPointer"
+            | "withMemoryRebound"
+            | "map"
+            | "let"
+            | "for_each"
+            | "forEach"
+            | "and_then"
     )
 }

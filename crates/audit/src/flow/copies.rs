@@ -8,16 +8,24 @@ use crate::rules::Code;
 
 impl<'s> Eval<'_, 's> {
     /// The copy that a touch of a buffer's contents amounts to, if it is one.
-    pub(crate) fn contents_copy(&mut self, call: &Call<'s>, effect: Effect, value: &Value<'s>, span: Span) {
+    pub(crate) fn contents_copy(
+        &mut self,
+        call: &Call<'s>,
+        effect: Effect,
+        value: &Value<'s>,
+        span: Span,
+    ) {
         let name = call.name.as_ref();
         match effect {
             Effect::HostWrite if value.is_view() && moves_bytes(name) => {
-                self.copy(Code::MC014, span).what = Some(format!("`{name}` copies host data into a buffer's contents"));
+                self.copy(Code::MC014, span).what =
+                    Some(format!("`{name}` copies host data into a buffer's contents"));
             }
             Effect::HostRead if value.is_view() && moves_bytes(name) => {
                 // Into another buffer's contents it is one copy, reported as the write.
                 if !self.out.copies.iter().any(|c| c.rule == Code::MC014 && c.span == span) {
-                    self.copy(Code::MC010, span).what = Some(format!("`{name}` copies a buffer's contents"));
+                    self.copy(Code::MC010, span).what =
+                        Some(format!("`{name}` copies a buffer's contents"));
                 }
             }
             Effect::HostWriteDirect if name == "write_buffer" => {
@@ -25,8 +33,10 @@ impl<'s> Eval<'_, 's> {
                 copy.what = Some("`write_buffer` copies host data through a staging buffer".into());
             }
             Effect::DeviceRead if is_buffer_blit(name) && value.has_place() => {
-                self.copy(Code::MC015, span).direction = Some(crate::report::Direction::DeviceToDevice);
-                self.copy(Code::MC015, span).what = Some("a blit copies one buffer into another".into());
+                self.copy(Code::MC015, span).direction =
+                    Some(crate::report::Direction::DeviceToDevice);
+                self.copy(Code::MC015, span).what =
+                    Some("a blit copies one buffer into another".into());
             }
             _ => {}
         }
@@ -38,7 +48,8 @@ impl<'s> Eval<'_, 's> {
         if name == "from_raw_parts_mut" || name == "UnsafeMutableBufferPointer" {
             return;
         }
-        self.copy(Code::MC009, span).what = Some(format!("`{name}` reads a buffer's contents on the CPU"));
+        self.copy(Code::MC009, span).what =
+            Some(format!("`{name}` reads a buffer's contents on the CPU"));
     }
 
     /// A wait for the device.
@@ -58,18 +69,46 @@ impl<'s> Eval<'_, 's> {
 fn moves_bytes(name: &str) -> bool {
     matches!(
         name,
-        "memcpy" | "memmove" | "memcpy_s" | "bcopy" | "copyto" | "copyMemory" | "copyBytes" | "getBytes_length"
-            | "getBytes_range" | "getBytes" | "dataWithBytes_length" | "initWithBytes_length" | "copy_from_slice"
-            | "clone_from_slice" | "copy_nonoverlapping" | "copy" | "copy_to" | "copy_to_nonoverlapping" | "copy_from"
-            | "copy_from_nonoverlapping" | "to_vec" | "to_owned" | "into_vec" | "copy_n" | "readinto" | "update"
-            | "initializeMemory" | "initialize" | "assign" | "to_bytes"
+        "memcpy"
+            | "memmove"
+            | "memcpy_s"
+            | "bcopy"
+            | "copyto"
+            | "copyMemory"
+            | "copyBytes"
+            | "getBytes_length"
+            | "getBytes_range"
+            | "getBytes"
+            | "dataWithBytes_length"
+            | "initWithBytes_length"
+            | "copy_from_slice"
+            | "clone_from_slice"
+            | "copy_nonoverlapping"
+            | "copy"
+            | "copy_to"
+            | "copy_to_nonoverlapping"
+            | "copy_from"
+            | "copy_from_nonoverlapping"
+            | "to_vec"
+            | "to_owned"
+            | "into_vec"
+            | "copy_n"
+            | "readinto"
+            | "update"
+            | "initializeMemory"
+            | "initialize"
+            | "assign"
+            | "to_bytes"
     )
 }
 
 fn is_buffer_blit(name: &str) -> bool {
     matches!(
         name,
-        "copyFromBuffer_sourceOffset_toBuffer_destinationOffset_size" | "copyFromBuffer" | "copy_from_buffer"
-            | "copy" | "copy_buffer_to_buffer"
+        "copyFromBuffer_sourceOffset_toBuffer_destinationOffset_size"
+            | "copyFromBuffer"
+            | "copy_from_buffer"
+            | "copy"
+            | "copy_buffer_to_buffer"
     )
 }

@@ -17,11 +17,7 @@ const MAX_UNROLLED: usize = 32;
 pub(crate) type Env<'s> = HashMap<&'s str, Value<'s>>;
 
 /// Evaluates the function `id` with symbolic parameters.
-pub(crate) fn evaluate<'s>(
-    project: &Project<'s>,
-    known: &[Summary<'s>],
-    id: u32,
-) -> Summary<'s> {
+pub(crate) fn evaluate<'s>(project: &Project<'s>, known: &[Summary<'s>], id: u32) -> Summary<'s> {
     let (source, function) = project.function(id);
     let file = project.file_of(id);
     let mut eval = Eval {
@@ -81,21 +77,23 @@ impl<'p, 's> Eval<'p, 's> {
 
     pub(crate) fn copy(&mut self, rule: Code, span: Span) -> &mut CopyFound {
         let in_loop = self.loops > 0;
-        let at = match self.out.copies.iter().position(|c| c.rule == rule && c.span.start == span.start) {
-            Some(at) => at,
-            None => {
-                self.out.copies.push(CopyFound {
-                    rule,
-                    span,
-                    in_loop,
-                    what: None,
-                    direction: None,
-                    avoidable: None,
-                    sure: true,
-                });
-                self.out.copies.len() - 1
-            }
-        };
+        let at =
+            match self.out.copies.iter().position(|c| c.rule == rule && c.span.start == span.start)
+            {
+                Some(at) => at,
+                None => {
+                    self.out.copies.push(CopyFound {
+                        rule,
+                        span,
+                        in_loop,
+                        what: None,
+                        direction: None,
+                        avoidable: None,
+                        sure: true,
+                    });
+                    self.out.copies.len() - 1
+                }
+            };
         &mut self.out.copies[at]
     }
 
@@ -199,10 +197,8 @@ impl<'p, 's> Eval<'p, 's> {
         self.loops += 1;
         match (target, items) {
             (Some(target), Some((value, counted))) => {
-                let unrolled = match value.atoms() {
-                    [Atom::List(items)] if items.len() <= MAX_UNROLLED => Some(Arc::clone(items)),
-                    _ => None,
-                };
+                let unrolled =
+                    value.list().filter(|items| items.len() <= MAX_UNROLLED).map(Arc::clone);
                 match (unrolled, counted, &target.kind) {
                     (Some(items), true, ExprKind::List(parts)) if parts.len() == 2 => {
                         for (i, item) in items.iter().enumerate() {
@@ -240,8 +236,8 @@ impl<'p, 's> Eval<'p, 's> {
             match (call.name.as_ref(), inner) {
                 ("enumerate" | "enumerated", Some(inner)) => return (self.iterated(inner).0, true),
                 (
-                    "iter" | "iter_mut" | "into_iter" | "values" | "reversed" | "sorted" | "list" | "tuple"
-                    | "lazy" | "all" | "objectEnumerator",
+                    "iter" | "iter_mut" | "into_iter" | "values" | "reversed" | "sorted" | "list"
+                    | "tuple" | "lazy" | "all" | "objectEnumerator",
                     Some(inner),
                 ) => return self.iterated(inner),
                 ("items", Some(inner)) => {
@@ -399,7 +395,11 @@ impl<'p, 's> Eval<'p, 's> {
         let mut current = class;
         for _ in 0..8 {
             let Some(info) = self.project.class(current) else { return class };
-            if info.fields.iter().any(|(name, _)| name.trim_start_matches('_') == field.trim_start_matches('_')) {
+            if info
+                .fields
+                .iter()
+                .any(|(name, _)| name.trim_start_matches('_') == field.trim_start_matches('_'))
+            {
                 return info.name;
             }
             let Some(base) = info.bases.iter().find(|b| self.project.class(b).is_some()) else {
@@ -478,7 +478,9 @@ impl<'p, 's> Eval<'p, 's> {
                     }
                 }
             }
-            ExprKind::Cast(inner, _) | ExprKind::AddressOf(inner) => self.store(inner, value, also_reads),
+            ExprKind::Cast(inner, _) | ExprKind::AddressOf(inner) => {
+                self.store(inner, value, also_reads)
+            }
             ExprKind::Call(_) => {
                 // `view.slice_mut()[..]` and `*ptr.as_mut() = x` arrive as calls.
                 let base = self.expr(target);
@@ -502,14 +504,21 @@ impl<'p, 's> Eval<'p, 's> {
     }
 
     /// Puts `item` into the list or dictionary that `base_expr` names.
-    pub(crate) fn add_to_container(&mut self, base_expr: &Expr<'s>, base: &Value<'s>, item: Value<'s>) {
+    pub(crate) fn add_to_container(
+        &mut self,
+        base_expr: &Expr<'s>,
+        base: &Value<'s>,
+        item: Value<'s>,
+    ) {
         if let ExprKind::Name(name) = base_expr.kind
             && let Some(held) = self.env.get_mut(name)
         {
             append(held, &item);
         }
         for atom in base.atoms() {
-            if let Atom::Place { root: root @ (Root::Field { .. } | Root::Global { .. }), .. } = atom {
+            if let Atom::Place { root: root @ (Root::Field { .. } | Root::Global { .. }), .. } =
+                atom
+            {
                 self.out.stores.push((*root, item.clone()));
             }
         }
@@ -518,7 +527,12 @@ impl<'p, 's> Eval<'p, 's> {
     // ---- names of creation sites ----
 
     /// Names the sites made since `first` that `value` holds after the variable it is assigned to.
-    pub(crate) fn name_new_sites(&mut self, first: usize, target: Option<&Expr<'s>>, value: &Value<'s>) {
+    pub(crate) fn name_new_sites(
+        &mut self,
+        first: usize,
+        target: Option<&Expr<'s>>,
+        value: &Value<'s>,
+    ) {
         if self.out.sites.len() <= first {
             return;
         }
@@ -544,13 +558,20 @@ impl<'p, 's> Eval<'p, 's> {
             if site.name.is_some() {
                 continue;
             }
-            let direct = value.atoms().iter().any(|a| matches!(a, Atom::Place { root: Root::Site(id), .. } if *id == site.id));
+            let direct = value
+                .atoms()
+                .iter()
+                .any(|a| matches!(a, Atom::Place { root: Root::Site(id), .. } if *id == site.id));
             let position = value.atoms().iter().find_map(|a| match a {
-                Atom::List(items) if items.len() > 1 => items.iter().position(|i| i.sites().contains(&site.id)),
+                Atom::List(items) if items.len() > 1 => {
+                    items.iter().position(|i| i.sites().contains(&site.id))
+                }
                 _ => None,
             });
             site.name = match position {
-                Some(at) if !parts.is_empty() => parts.get(at).and_then(Expr::last_name).map(Cow::Borrowed),
+                Some(at) if !parts.is_empty() => {
+                    parts.get(at).and_then(Expr::last_name).map(Cow::Borrowed)
+                }
                 Some(at) => Some(Cow::Owned(format!("{name}[{at}]"))),
                 None if direct || value.sites().contains(&site.id) => Some(Cow::Borrowed(name)),
                 None => None,
@@ -632,18 +653,17 @@ impl<'p, 's> Eval<'p, 's> {
 
     /// `[f(x) for x in (a, b)]` over a list that is known keeps its order.
     fn comprehension(&mut self, stmts: &[Stmt<'s>], value: Option<&Expr<'s>>) -> Option<Value<'s>> {
-        let [Stmt::Loop { target: Some(target), iter: Some(iter), body }] = stmts else { return None };
+        let [Stmt::Loop { target: Some(target), iter: Some(iter), body }] = stmts else {
+            return None;
+        };
         let ExprKind::List(shape) = &value?.kind else { return None };
         let element = match shape.as_slice() {
             [only] if matches!(only.kind, ExprKind::Name("<element>")) => only,
             _ => return None,
         };
         let (list, counted) = self.iterated(iter);
-        let items = match list.atoms() {
-            [Atom::List(items)] if items.len() <= MAX_UNROLLED && !counted => Arc::clone(items),
-            [Atom::List(items), Atom::Constant(_)] if items.len() <= MAX_UNROLLED && !counted => Arc::clone(items),
-            _ => return None,
-        };
+        let items =
+            Arc::clone(list.list().filter(|items| items.len() <= MAX_UNROLLED && !counted)?);
         self.loops += 1;
         let mut out = Vec::with_capacity(items.len());
         for item in items.iter() {
@@ -672,7 +692,11 @@ impl<'p, 's> Eval<'p, 's> {
     }
 
     /// Runs a closure's body with its first parameter known, as `withUnsafeBytes` does.
-    pub(crate) fn run_lambda_with(&mut self, lambda: &crate::ir::Lambda<'s>, first: &Value<'s>) -> Value<'s> {
+    pub(crate) fn run_lambda_with(
+        &mut self,
+        lambda: &crate::ir::Lambda<'s>,
+        first: &Value<'s>,
+    ) -> Value<'s> {
         self.lambdas += 1;
         for (i, param) in lambda.params.iter().enumerate() {
             self.env.insert(param, if i == 0 { first.clone() } else { Value::UNKNOWN });
@@ -710,7 +734,12 @@ impl<'p, 's> Eval<'p, 's> {
     }
 
     /// The class whose field `object.name` is, if the object's class is known.
-    fn field_root(&mut self, object: &Expr<'s>, base: &Value<'s>, name: &'s str) -> Option<Root<'s>> {
+    fn field_root(
+        &mut self,
+        object: &Expr<'s>,
+        base: &Value<'s>,
+        name: &'s str,
+    ) -> Option<Root<'s>> {
         if let ExprKind::Name(module) = object.kind
             && let Some(class) = self.project.class(module).map(|c| c.name)
         {
@@ -741,13 +770,19 @@ impl<'p, 's> Eval<'p, 's> {
         }
         let base = self.expr(object);
         match name {
-            "contents" if base.has_place() && self.language != Language::Rust => return base.contents(),
+            "contents" if base.has_place() && self.language != Language::Rust => {
+                return base.contents();
+            }
             "pointee" => {
                 self.emit(&base, Touch::HostRead, expr.span, true);
                 return Value::UNKNOWN;
             }
-            "baseAddress" | "mps" | "flat" | "T" | "data" | "value" if base.is_view() => return base,
-            "count" | "shape" | "dtype" | "size" | "nbytes" | "ndim" | "isEmpty" if base.is_view() => {
+            "baseAddress" | "mps" | "flat" | "T" | "data" | "value" if base.is_view() => {
+                return base;
+            }
+            "count" | "shape" | "dtype" | "size" | "nbytes" | "ndim" | "isEmpty"
+                if base.is_view() =>
+            {
                 return Value::UNKNOWN;
             }
             "rawValue" | "self" => return base,
@@ -762,7 +797,9 @@ impl<'p, 's> Eval<'p, 's> {
             return Value::UNKNOWN;
         }
         if let Some(held) = base.atoms().iter().find_map(|a| match a {
-            Atom::Record(entries) => entries.iter().find(|(k, _)| *k == name).map(|(_, v)| v.clone()),
+            Atom::Record(entries) => {
+                entries.iter().find(|(k, _)| *k == name).map(|(_, v)| v.clone())
+            }
             _ => None,
         }) {
             return held;
@@ -795,6 +832,10 @@ impl<'p, 's> Eval<'p, 's> {
             (_, _, ExprKind::Name(name)) => Element::Var(name),
             _ => Element::Any,
         };
+        // `Options(…).0`, the bits of an option set.
+        if base.atoms().iter().any(|a| matches!(a, Atom::Options(_))) {
+            return base;
+        }
         // `pipelines["softmax"]` is a kernel by its name.
         if let Some(kernels) = self.cached_kernel(base_expr, &at) {
             return kernels;
@@ -816,11 +857,16 @@ impl<'p, 's> Eval<'p, 's> {
             return Some(named);
         }
         let name = cache.last_name()?.to_ascii_lowercase();
-        let holds = ["pipeline", "kernel", "function", "pso", "program", "shader", "state", "cache", "compiled"];
+        let holds = [
+            "pipeline", "kernel", "function", "pso", "program", "shader", "state", "cache",
+            "compiled",
+        ];
         if !holds.iter().any(|w| name.contains(w)) {
             return None;
         }
-        let by_param = key.only(|a| matches!(a, Atom::Place { root: Root::Param(_), view: false, .. } | Atom::Str(_)));
+        let by_param = key.only(|a| {
+            matches!(a, Atom::Place { root: Root::Param(_), view: false, .. } | Atom::Str(_))
+        });
         (!by_param.is_unknown()).then_some(by_param)
     }
 
@@ -834,7 +880,9 @@ impl<'p, 's> Eval<'p, 's> {
             })
             .collect();
         if !options.is_empty() && options.len() == items.len() {
-            return Value::of(Atom::Options(options.into_iter().fold(Options::default(), Options::or)));
+            return Value::of(Atom::Options(
+                options.into_iter().fold(Options::default(), Options::or),
+            ));
         }
         let mut out = Value::of(Atom::List(Arc::new(values)));
         if let Some(constant) = self.constant_of(items) {
@@ -883,10 +931,11 @@ impl<'p, 's> Eval<'p, 's> {
             }
             values.push((*key, held));
         }
-        match class {
-            Some(class) => Value::of(Atom::Object(class)),
-            None => Value::of(Atom::Record(Arc::new(values))),
+        let mut out = Value::of(Atom::Record(Arc::new(values)));
+        if let Some(class) = class {
+            out.add(Atom::Object(class));
         }
+        out
     }
 
     fn binary(&mut self, op: &str, left: &Expr<'s>, right: &Expr<'s>) -> Value<'s> {
@@ -894,12 +943,15 @@ impl<'p, 's> Eval<'p, 's> {
         let b = self.expr(right);
         match op {
             "|" | "||" | "??" | "or" => {
-                let options = |v: &Value<'s>| v.atoms().iter().find_map(|x| match x {
-                    Atom::Options(o) => Some(*o),
-                    Atom::Int(i) => Some(Options::from_bits(*i)),
-                    _ => None,
-                });
-                let is_options = |v: &Value<'s>| v.atoms().iter().any(|x| matches!(x, Atom::Options(_)));
+                let options = |v: &Value<'s>| {
+                    v.atoms().iter().find_map(|x| match x {
+                        Atom::Options(o) => Some(*o),
+                        Atom::Int(i) => Some(Options::from_bits(*i)),
+                        _ => None,
+                    })
+                };
+                let is_options =
+                    |v: &Value<'s>| v.atoms().iter().any(|x| matches!(x, Atom::Options(_)));
                 if op == "|" && (is_options(&a) || is_options(&b)) {
                     if let (Some(x), Some(y)) = (options(&a), options(&b)) {
                         return Value::of(Atom::Options(x.or(y)));
@@ -949,7 +1001,9 @@ impl<'p, 's> Eval<'p, 's> {
         let mut out = Value::default();
         if let Some(place) = a.tensor().or(b.tensor()) {
             out.add(Atom::Tensor(place));
-        } else if self.language == Language::Python && (a.is_host_array() || b.is_host_array() || a.is_view()) {
+        } else if self.language == Language::Python
+            && (a.is_host_array() || b.is_host_array() || a.is_view())
+        {
             out.add(Atom::HostArray);
         }
         out
@@ -985,11 +1039,13 @@ pub(crate) fn constant_name<'s>(expr: &Expr<'s>) -> Option<&'s str> {
         ExprKind::Other(parts) if parts.len() == 1 => constant_name(&parts[0]),
         ExprKind::Binary(_, left, right) => constant_name(left).or_else(|| constant_name(right)),
         ExprKind::OneOf(items) => items.iter().find_map(constant_name),
-        ExprKind::Block(stmts, Some(value)) => constant_name(value).or_else(|| match stmts.as_slice() {
-            // `1 if normalize else 0` is about the flag.
-            [Stmt::Expr(condition)] => constant_name(condition),
-            _ => None,
-        }),
+        ExprKind::Block(stmts, Some(value)) => {
+            constant_name(value).or_else(|| match stmts.as_slice() {
+                // `1 if normalize else 0` is about the flag.
+                [Stmt::Expr(condition)] => constant_name(condition),
+                _ => None,
+            })
+        }
         _ => None,
     }
 }
@@ -999,19 +1055,23 @@ pub(crate) fn size_of(ty: &str) -> Option<u64> {
     let ty = ty.trim().trim_end_matches(".self").trim();
     let ty = ty.rsplit([':', '.']).next().unwrap_or(ty);
     Some(match ty {
-        "u8" | "i8" | "bool" | "char" | "uint8_t" | "int8_t" | "uint8" | "int8" | "UInt8" | "Int8" | "Bool"
-        | "BOOL" | "uchar" | "c_uint8" | "c_int8" | "c_bool" | "bool_" => 1,
-        "u16" | "i16" | "f16" | "bf16" | "half" | "__fp16" | "_Float16" | "short" | "ushort" | "uint16_t"
-        | "int16_t" | "uint16" | "int16" | "float16" | "bfloat16" | "UInt16" | "Int16" | "Float16" | "c_uint16"
-        | "c_int16" => 2,
-        "u32" | "i32" | "f32" | "float" | "int" | "uint" | "uint32_t" | "int32_t" | "uint32" | "int32"
-        | "float32" | "UInt32" | "Int32" | "Float" | "Float32" | "unsigned" | "c_uint" | "c_int" | "c_float"
-        | "c_uint32" | "c_int32" | "uintc" | "intc" | "single" | "unsigned int" => 4,
-        "u64" | "i64" | "f64" | "usize" | "isize" | "double" | "long" | "size_t" | "uint64_t" | "int64_t"
-        | "uint64" | "int64" | "float64" | "UInt64" | "Int64" | "Double" | "Int" | "UInt" | "NSUInteger"
-        | "NSInteger" | "CGFloat" | "unsigned long" | "c_uint64" | "c_int64" | "c_size_t" => 8,
+        "u8" | "i8" | "bool" | "char" | "uint8_t" | "int8_t" | "uint8" | "int8" | "UInt8"
+        | "Int8" | "Bool" | "BOOL" | "uchar" | "c_uint8" | "c_int8" | "c_bool" | "bool_" => 1,
+        "u16" | "i16" | "f16" | "bf16" | "half" | "__fp16" | "_Float16" | "short" | "ushort"
+        | "uint16_t" | "int16_t" | "uint16" | "int16" | "float16" | "bfloat16" | "UInt16"
+        | "Int16" | "Float16" | "c_uint16" | "c_int16" => 2,
+        "u32" | "i32" | "f32" | "float" | "int" | "uint" | "uint32_t" | "int32_t" | "uint32"
+        | "int32" | "float32" | "UInt32" | "Int32" | "Float" | "Float32" | "unsigned"
+        | "c_uint" | "c_int" | "c_float" | "c_uint32" | "c_int32" | "uintc" | "intc" | "single"
+        | "unsigned int" => 4,
+        "u64" | "i64" | "f64" | "usize" | "isize" | "double" | "long" | "size_t" | "uint64_t"
+        | "int64_t" | "uint64" | "int64" | "float64" | "UInt64" | "Int64" | "Double" | "Int"
+        | "UInt" | "NSUInteger" | "NSInteger" | "CGFloat" | "unsigned long" | "c_uint64"
+        | "c_int64" | "c_size_t" => 8,
         "simd_float2" | "vector_float2" | "float2" | "vector_uint2" | "simd_uint2" | "uint2" => 8,
-        "simd_float4" | "vector_float4" | "float4" | "simd_float3" | "float3" | "vector_float3" => 16,
+        "simd_float4" | "vector_float4" | "float4" | "simd_float3" | "float3" | "vector_float3" => {
+            16
+        }
         "simd_float4x4" | "matrix_float4x4" | "float4x4" => 64,
         _ => return None,
     })
@@ -1034,26 +1094,26 @@ fn join_env<'s>(env: &mut Env<'s>, other: &Env<'s>) {
 
 /// Appends to the list in `held`, or joins where there is none.
 fn append<'s>(held: &mut Value<'s>, item: &Value<'s>) {
-    let lists = held.atoms().iter().filter(|a| matches!(a, Atom::List(_))).count();
-    if lists == 1 && held.atoms().len() == 1 {
-        if let ([Atom::List(items)], [Atom::List(more)]) = (held.atoms(), item.atoms()) {
+    match (held.list(), item.list()) {
+        (Some(items), Some(more)) => {
             let mut items = (**items).clone();
             if items.len() < 256 {
                 items.extend(more.iter().cloned());
             }
             *held = Value::of(Atom::List(Arc::new(items)));
-            return;
         }
+        _ => held.join(item),
     }
-    held.join(item);
 }
 
 /// `[a, b] + [c]`.
 fn concatenated<'s>(a: &Value<'s>, b: &Value<'s>) -> Option<Value<'s>> {
-    let list = |v: &Value<'s>| v.atoms().iter().find_map(|x| match x {
-        Atom::List(items) => Some(Arc::clone(items)),
-        _ => None,
-    });
+    let list = |v: &Value<'s>| {
+        v.atoms().iter().find_map(|x| match x {
+            Atom::List(items) => Some(Arc::clone(items)),
+            _ => None,
+        })
+    };
     let (a, b) = (list(a)?, list(b)?);
     Some(Value::of(Atom::List(Arc::new(a.iter().chain(b.iter()).cloned().collect()))))
 }

@@ -35,7 +35,12 @@ impl<'s> Eval<'_, 's> {
         }
     }
 
-    fn c_like_call(&mut self, call: &Call<'s>, args: &[Value<'s>], span: Span) -> Option<Value<'s>> {
+    fn c_like_call(
+        &mut self,
+        call: &Call<'s>,
+        args: &[Value<'s>],
+        span: Span,
+    ) -> Option<Value<'s>> {
         // `Array(UnsafeBufferPointer(start: buffer.contents(), count: n))` copies.
         let array = matches!(call.name.as_ref(), "Array" | "Data" | "vector" | "ContiguousArray");
         let first = args.first().filter(|a| array && a.is_view())?;
@@ -68,11 +73,19 @@ impl<'s> Eval<'_, 's> {
             Some("np" | "numpy" | "cp") => return self.numpy_call(call, args, span),
             Some("torch") => return self.torch_call(call, args, span),
             Some("mps" | "cuda") if call.name == "synchronize" => {
-                self.copy(Code::MC017, span).what = Some("waits for everything on the device".into());
+                self.copy(Code::MC017, span).what =
+                    Some("waits for everything on the device".into());
                 return Some(Value::UNKNOWN);
             }
-            Some("mx" | "mlx" | "core") if self.uses(&["mlx"]) => return self.mlx_call(call, args, span),
+            Some("mx" | "mlx" | "core") if self.uses(&["mlx"]) => {
+                return self.mlx_call(call, args, span);
+            }
             Some("struct") if call.name == "pack" => return Some(struct_pack(call)),
+            Some("ctypes")
+                if matches!(call.name.as_ref(), "c_void_p" | "cast" | "byref" | "pointer") =>
+            {
+                return args.first().cloned();
+            }
             Some("ctypes") if call.name.starts_with("c_") => {
                 let names = call.args.iter().filter_map(|a| constant_name(&a.value)).collect();
                 let constant = Constant { names, bytes: size_of(&call.name) };
@@ -85,12 +98,14 @@ impl<'s> Eval<'_, 's> {
 
     fn numpy_call(&mut self, call: &Call<'s>, args: &[Value<'s>], span: Span) -> Option<Value<'s>> {
         let name = call.name.as_ref();
-        if matches!(name, "frombuffer" | "asarray" | "ascontiguousarray") && args.first().is_some_and(Value::has_place) {
+        if matches!(name, "frombuffer" | "asarray" | "ascontiguousarray")
+            && args.first().is_some_and(Value::has_place)
+        {
             return if name == "frombuffer" { None } else { Some(args[0].clone()) };
         }
         match name {
-            "array" | "asarray" | "ascontiguousarray" | "uint32" | "int32" | "float32" | "uint64" | "int64" | "float16"
-            | "uint8" | "uint16" | "int8" | "int16" => {
+            "array" | "asarray" | "ascontiguousarray" | "uint32" | "int32" | "float32"
+            | "uint64" | "int64" | "float16" | "uint8" | "uint16" | "int8" | "int16" => {
                 let dtype = match name {
                     "array" | "asarray" | "ascontiguousarray" => {
                         let keyword = call.args.iter().find(|a| a.label == Some("dtype"));
@@ -113,12 +128,17 @@ impl<'s> Eval<'_, 's> {
                 let plain = !first.is_host_array() && first.tensor().is_none() && !first.is_view();
                 if name != "array" && name != "asarray" && name != "ascontiguousarray" {
                     let names = call.args.iter().filter_map(|a| constant_name(&a.value)).collect();
-                    return Some(Value::of(Atom::Constant(Arc::new(Constant { names, bytes: dtype }))));
+                    return Some(Value::of(Atom::Constant(Arc::new(Constant {
+                        names,
+                        bytes: dtype,
+                    }))));
                 }
                 let of_tensor = first.tensor().is_some();
                 let again = first.is_host_array() || first.is_view();
                 let round_trip = name == "array" && (of_tensor || again);
-                if round_trip || name == "array" && plain && self.uses(&["mlx"]) && is_variable(call) {
+                if round_trip
+                    || name == "array" && plain && self.uses(&["mlx"]) && is_variable(call)
+                {
                     let copy = self.copy(Code::MC012, span);
                     copy.what = Some(format!("`np.{name}` copies its argument into a new array"));
                     copy.sure = round_trip;
@@ -156,8 +176,9 @@ impl<'s> Eval<'_, 's> {
                     && inner.receiver.is_some()
                 {
                     let at = copied.map_or(span, |e| e.span);
-                    self.copy(Code::MC012, at).what =
-                        Some("`.copy()` copies the array, which `torch.from_numpy` could share".into());
+                    self.copy(Code::MC012, at).what = Some(
+                        "`.copy()` copies the array, which `torch.from_numpy` could share".into(),
+                    );
                 }
                 if args.first().is_some_and(Value::is_view) {
                     self.emit(&args[0], super::summary::Touch::HostRead, span, true);
@@ -165,25 +186,26 @@ impl<'s> Eval<'_, 's> {
                 Some(Value::of(Atom::Tensor(TensorPlace::Host)))
             }
             "tensor" | "as_tensor" | "asarray" => {
-                let from_tensor = args.first().is_some_and(|a| a.tensor() == Some(TensorPlace::Device));
+                let from_tensor =
+                    args.first().is_some_and(|a| a.tensor() == Some(TensorPlace::Device));
                 match device {
                     Some(Target::Host) | None => Some(Value::of(Atom::Tensor(TensorPlace::Host))),
                     Some(Target::Device | Target::Unclear) if !from_tensor => {
                         let copy = self.copy(Code::MC007, span);
-                        copy.what = Some(format!("`torch.{}` copies host data to the device", call.name));
+                        copy.what =
+                            Some(format!("`torch.{}` copies host data to the device", call.name));
                         copy.sure = matches!(device, Some(Target::Device));
                         Some(Value::of(Atom::Tensor(TensorPlace::Device)))
                     }
                     _ => Some(Value::of(Atom::Tensor(TensorPlace::Device))),
                 }
             }
-            "empty" | "zeros" | "ones" | "full" | "randn" | "rand" | "randint" | "arange" | "linspace" | "eye" => {
-                Some(Value::of(Atom::Tensor(match device {
-                    Some(Target::Device) => TensorPlace::Device,
-                    Some(Target::Unclear) => TensorPlace::Unknown,
-                    Some(Target::Host) | None => TensorPlace::Host,
-                })))
-            }
+            "empty" | "zeros" | "ones" | "full" | "randn" | "rand" | "randint" | "arange"
+            | "linspace" | "eye" => Some(Value::of(Atom::Tensor(match device {
+                Some(Target::Device) => TensorPlace::Device,
+                Some(Target::Unclear) => TensorPlace::Unknown,
+                Some(Target::Host) | None => TensorPlace::Host,
+            }))),
             "device" | "load" | "no_grad" | "inference_mode" | "manual_seed" | "compile" => None,
             _ => {
                 let place = args.iter().find_map(Value::tensor)?;
@@ -224,7 +246,8 @@ impl<'s> Eval<'_, 's> {
         let place = receiver.tensor();
         let tensors = self.uses(&["torch", "mlx", "tinygrad", "jax"]);
         let known_host = place == Some(TensorPlace::Host) || receiver.is_host_array();
-        let at = Span { start: call.name_span.start.saturating_sub(1).max(span.start), end: span.end };
+        let at =
+            Span { start: call.name_span.start.saturating_sub(1).max(span.start), end: span.end };
         match call.name.as_ref() {
             "cpu" if args.is_empty() && tensors => {
                 if place != Some(TensorPlace::Host) {
@@ -255,7 +278,8 @@ impl<'s> Eval<'_, 's> {
                 }
                 if !known_host && tensors {
                     let copy = self.copy(Code::MC005, at);
-                    copy.what = Some(format!("`.{}()` reads a tensor back and waits for it", call.name));
+                    copy.what =
+                        Some(format!("`.{}()` reads a tensor back and waits for it", call.name));
                     copy.sure = place == Some(TensorPlace::Device);
                 }
                 Some(Value::UNKNOWN)
@@ -263,10 +287,12 @@ impl<'s> Eval<'_, 's> {
             "tobytes" if args.is_empty() => {
                 if receiver.is_view() {
                     self.emit(receiver, super::summary::Touch::HostRead, span, true);
-                    self.copy(Code::MC010, at).what = Some("`.tobytes()` copies a buffer's contents".into());
+                    self.copy(Code::MC010, at).what =
+                        Some("`.tobytes()` copies a buffer's contents".into());
                     return Some(Value::of(Atom::HostArray));
                 }
-                self.copy(Code::MC011, at).what = Some("`.tobytes()` copies the array into a byte string".into());
+                self.copy(Code::MC011, at).what =
+                    Some("`.tobytes()` copies the array into a byte string".into());
                 let constant = receiver.only(|a| matches!(a, Atom::Constant(_)));
                 Some(if constant.is_unknown() { Value::of(Atom::HostArray) } else { constant })
             }
@@ -278,9 +304,11 @@ impl<'s> Eval<'_, 's> {
             "copy" if args.is_empty() && (receiver.is_view() || receiver.is_host_array()) => {
                 if receiver.is_view() {
                     self.emit(receiver, super::summary::Touch::HostRead, span, true);
-                    self.copy(Code::MC010, at).what = Some("`.copy()` copies a buffer's contents".into());
+                    self.copy(Code::MC010, at).what =
+                        Some("`.copy()` copies a buffer's contents".into());
                 } else {
-                    self.copy(Code::MC012, at).what = Some("`.copy()` copies a host array again".into());
+                    self.copy(Code::MC012, at).what =
+                        Some("`.copy()` copies a host array again".into());
                 }
                 Some(Value::of(Atom::HostArray))
             }
@@ -292,20 +320,29 @@ impl<'s> Eval<'_, 's> {
                 value.add(Atom::Contiguous(self.pos(at)));
                 Some(value)
             }
+            // A tensor's address stands for its memory.
+            "data_ptr" | "untyped_storage" | "storage" if receiver.has_place() => {
+                Some(receiver.clone())
+            }
             // What stays the same tensor, or one in the same place.
-            "data_ptr" | "untyped_storage" | "storage" | "_storage" | "detach" | "float" | "half" | "reshape" | "view"
-            | "flatten" | "squeeze" | "unsqueeze" | "permute" | "transpose" | "t" | "clone" | "bfloat16" | "int" | "long"
-            | "softmax" | "argmax" | "sum" | "mean" | "max" | "min" | "expand" | "type" | "narrow"
-                if place.is_some() || receiver.atoms().iter().any(|a| matches!(a, Atom::Contiguous(_))) =>
+            "data_ptr" | "untyped_storage" | "storage" | "_storage" | "detach" | "float"
+            | "half" | "reshape" | "view" | "flatten" | "squeeze" | "unsqueeze" | "permute"
+            | "transpose" | "t" | "clone" | "bfloat16" | "int" | "long" | "softmax" | "argmax"
+            | "sum" | "mean" | "max" | "min" | "expand" | "type" | "narrow"
+                if place.is_some()
+                    || receiver.atoms().iter().any(|a| matches!(a, Atom::Contiguous(_))) =>
             {
                 Some(receiver.only(|a| matches!(a, Atom::Tensor(_) | Atom::Contiguous(_))))
             }
-            "astype" | "reshape" | "ravel" | "flatten" | "transpose" | "squeeze" | "view" if receiver.is_host_array() => {
+            "astype" | "reshape" | "ravel" | "flatten" | "transpose" | "squeeze" | "view"
+                if receiver.is_host_array() =>
+            {
                 Some(receiver.clone())
             }
             "astype" if receiver.is_view() => {
                 self.emit(receiver, super::summary::Touch::HostRead, span, true);
-                self.copy(Code::MC010, at).what = Some("`.astype()` copies a buffer's contents".into());
+                self.copy(Code::MC010, at).what =
+                    Some("`.astype()` copies a buffer's contents".into());
                 Some(Value::of(Atom::HostArray))
             }
             _ => None,
@@ -328,8 +365,13 @@ impl<'s> Eval<'_, 's> {
         }
         // A module is moved once; a tensor of unknown place may already be there.
         let name = call.receiver.as_ref().and_then(Expr::last_name).unwrap_or("");
-        let module = ["model", "net", "module", "self", "encoder", "decoder", "unet", "vae", "pipe", "pipeline"];
-        if module.iter().any(|m| name.eq_ignore_ascii_case(m)) || name.to_ascii_lowercase().contains("model") {
+        let module = [
+            "model", "net", "module", "self", "encoder", "decoder", "unet", "vae", "pipe",
+            "pipeline",
+        ];
+        if module.iter().any(|m| name.eq_ignore_ascii_case(m))
+            || name.to_ascii_lowercase().contains("model")
+        {
             return;
         }
         let copy = self.copy(Code::MC008, at);
@@ -399,7 +441,8 @@ impl<'s> Eval<'_, 's> {
                 let host = call.args.first().is_some_and(|a| a.value.last_name() == Some("Cpu"));
                 if host {
                     let copy = self.copy(Code::MC003, at);
-                    copy.what = Some("`to_device(&Device::Cpu)` copies a tensor to host memory".into());
+                    copy.what =
+                        Some("`to_device(&Device::Cpu)` copies a tensor to host memory".into());
                     copy.sure = false;
                     Some(Value::of(Atom::Tensor(TensorPlace::Host)))
                 } else {
@@ -420,8 +463,12 @@ impl<'s> Eval<'_, 's> {
                 copy.sure = false;
                 Some(Value::of(Atom::Tensor(TensorPlace::Device)))
             }
-            "contiguous" if candle && args.is_empty() => Some(Value::of(Atom::Tensor(TensorPlace::Unknown))),
-            "to_vec" | "to_owned" | "into_vec" if receiver.is_view() => Some(Value::of(Atom::HostArray)),
+            "contiguous" if candle && args.is_empty() => {
+                Some(Value::of(Atom::Tensor(TensorPlace::Unknown)))
+            }
+            "to_vec" | "to_owned" | "into_vec" if receiver.is_view() => {
+                Some(Value::of(Atom::HostArray))
+            }
             _ => None,
         }
     }
@@ -438,10 +485,14 @@ enum Target {
 fn target(expr: &Expr<'_>) -> Target {
     match &expr.kind {
         ExprKind::Str(text) if text.starts_with("cpu") => Target::Host,
-        ExprKind::Str(text) if text.starts_with("mps") || text.starts_with("cuda") || text.starts_with("xpu") => {
+        ExprKind::Str(text)
+            if text.starts_with("mps") || text.starts_with("cuda") || text.starts_with("xpu") =>
+        {
             Target::Device
         }
-        ExprKind::Call(call) if call.name == "device" => call.args.first().map_or(Target::Unclear, |a| target(&a.value)),
+        ExprKind::Call(call) if call.name == "device" => {
+            call.args.first().map_or(Target::Unclear, |a| target(&a.value))
+        }
         ExprKind::Other(parts) => parts.first().map_or(Target::Unclear, target),
         _ => Target::Unclear,
     }
@@ -469,7 +520,9 @@ fn from_numpy(expr: &Expr<'_>) -> bool {
 }
 
 fn is_variable(call: &Call<'_>) -> bool {
-    call.args.first().is_some_and(|a| matches!(a.value.kind, ExprKind::Name(_) | ExprKind::Field(..)))
+    call.args
+        .first()
+        .is_some_and(|a| matches!(a.value.kind, ExprKind::Name(_) | ExprKind::Field(..)))
 }
 
 fn dtype_size(expr: &Expr<'_>) -> Option<u64> {

@@ -9,15 +9,67 @@ const REACH: usize = 4;
 
 /// Words in the names of functions that run once: their loops are loading, not steps.
 const COLD: &[&str] = &[
-    "init", "load", "setup", "build", "create", "make", "test", "main", "convert", "quantize", "pack", "save", "export",
-    "prepare", "configure", "warmup", "benchmark", "bench", "parse", "compile", "new", "register", "alloc",
+    "init",
+    "load",
+    "setup",
+    "build",
+    "create",
+    "make",
+    "test",
+    "main",
+    "convert",
+    "quantize",
+    "pack",
+    "save",
+    "export",
+    "prepare",
+    "configure",
+    "warmup",
+    "benchmark",
+    "bench",
+    "parse",
+    "compile",
+    "new",
+    "register",
+    "alloc",
 ];
 
 /// Words in the names of functions that run per token, step, frame or dispatch.
 const HOT: &[&str] = &[
-    "forward", "decode", "step", "sample", "generate", "dispatch", "draw", "render", "encode", "gemm", "gemv", "matmul",
-    "attention", "run", "call", "update", "predict", "infer", "compute", "execute", "eval", "launch", "softmax", "argmax",
-    "token", "kernel", "tick", "frame", "apply", "process", "fused", "proj", "transform", "simulate",
+    "forward",
+    "decode",
+    "step",
+    "sample",
+    "generate",
+    "dispatch",
+    "draw",
+    "render",
+    "encode",
+    "gemm",
+    "gemv",
+    "matmul",
+    "attention",
+    "run",
+    "call",
+    "update",
+    "predict",
+    "infer",
+    "compute",
+    "execute",
+    "eval",
+    "launch",
+    "softmax",
+    "argmax",
+    "token",
+    "kernel",
+    "tick",
+    "frame",
+    "apply",
+    "process",
+    "fused",
+    "proj",
+    "transform",
+    "simulate",
 ];
 
 /// For each function, whether it is on a hot path.
@@ -58,7 +110,10 @@ pub(crate) fn loops_are_steps(project: &Project<'_>, id: u32) -> bool {
     let function = project.function(id).1;
     !matches!(function.kind, FunctionKind::Constructor | FunctionKind::TopLevel)
         && !function.is_test
-        && !has_word(&function.name, &["init", "load", "test", "convert", "quantize", "pack", "save", "export"])
+        && !has_word(
+            &function.name,
+            &["init", "load", "test", "convert", "quantize", "pack", "save", "export"],
+        )
 }
 
 /// Whether one of `words` is a word of the identifier `name`.

@@ -13,6 +13,7 @@ mod copies;
 pub(crate) mod eval;
 mod host_data;
 pub(crate) mod hot;
+mod mentions;
 pub(crate) mod project;
 pub(crate) mod summary;
 pub(crate) mod value;

@@ -68,7 +68,9 @@ impl<'s> Project<'s> {
             self.functions.push((file, i as u32));
             match function.kind {
                 FunctionKind::TopLevel => self.top_level(file, &function.body, &mut names),
-                FunctionKind::Free => self.free.entry(function.name.to_string()).or_default().push(id),
+                FunctionKind::Free => {
+                    self.free.entry(function.name.to_string()).or_default().push(id)
+                }
                 FunctionKind::Method | FunctionKind::Constructor => {
                     self.methods.entry(function.name.to_string()).or_default().push(id);
                 }
@@ -206,7 +208,8 @@ impl<'s> Project<'s> {
         let c_like = |l| matches!(l, Language::Cpp | Language::ObjectiveC | Language::ObjectiveCpp);
         let same = source.language == language || c_like(source.language) && c_like(language);
         let variadic = function.params.iter().any(|p| p.ty == Some("*"));
-        let required = function.params.iter().filter(|p| p.default.is_none() && p.ty != Some("*")).count();
+        let required =
+            function.params.iter().filter(|p| p.default.is_none() && p.ty != Some("*")).count();
         same && args >= required && (variadic || args <= function.params.len())
     }
 
@@ -228,12 +231,13 @@ impl<'s> Project<'s> {
             return Some(file);
         }
         let source = &self.files[file as usize];
-        if let Some(import) = source.module.imports.iter().find(|i| i.local == name) {
+        let python = source.language == Language::Python;
+        if let Some(import) = source.module.imports.iter().find(|i| i.local == name && python) {
             let target = self.module_file(file, import.module)?;
             let item = import.item?;
             return self.global_names[target as usize].contains(item).then_some(target);
         }
-        if source.language == Language::Python {
+        if python {
             return None;
         }
         match self.globals.get(name)?.as_slice() {
@@ -263,7 +267,9 @@ impl<'s> Project<'s> {
     pub(crate) fn kernels(&self, file: u32, name: &str) -> Vec<&Kernel> {
         let Some(found) = self.kernels.get(name) else { return Vec::new() };
         let own = &self.files[file as usize].path;
-        let near = |f: u32| if f == file { usize::MAX } else { common_prefix(own, &self.files[f as usize].path) };
+        let near = |f: u32| {
+            if f == file { usize::MAX } else { common_prefix(own, &self.files[f as usize].path) }
+        };
         let best = found.iter().map(|(f, _)| near(*f)).max().unwrap_or(0);
         found
             .iter()

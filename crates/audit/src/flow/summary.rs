@@ -39,7 +39,10 @@ pub(crate) enum Touch<'s> {
     /// Bound somewhere that says nothing of what happens.
     DeviceUnknown,
     /// Bound to the argument of a kernel.
-    Bind { index: BindIndex<'s>, kernels: Value<'s> },
+    Bind {
+        index: BindIndex<'s>,
+        kernels: Value<'s>,
+    },
     /// Passed to a function that the audit cannot see into.
     Escape(Cow<'s, str>),
     /// Its memory becomes a buffer without a copy.
@@ -129,6 +132,7 @@ impl Summary<'_> {
 
 impl Event<'_> {
     pub(crate) fn mentions_param(&self) -> bool {
-        self.value.has_param() || matches!(&self.touch, Touch::Bind { kernels, .. } if kernels.has_param())
+        self.value.has_param()
+            || matches!(&self.touch, Touch::Bind { kernels, .. } if kernels.has_param())
     }
 }

@@ -280,6 +280,16 @@ impl<'s> Value<'s> {
         self.atoms.iter().any(|a| matches!(a, Atom::Place { .. }))
     }
 
+    /// Whether a buffer is among the alternatives, lists and structs included.
+    pub(crate) fn holds_place(&self) -> bool {
+        self.atoms.iter().any(|a| match a {
+            Atom::Place { .. } => true,
+            Atom::List(items) => items.iter().any(Value::holds_place),
+            Atom::Record(entries) => entries.iter().any(|(_, v)| v.holds_place()),
+            _ => false,
+        })
+    }
+
     /// Whether a creation site is among the alternatives, lists included.
     pub(crate) fn has_site(&self) -> bool {
         self.atoms.iter().any(|a| match a {
@@ -298,6 +308,14 @@ impl<'s> Value<'s> {
             Atom::Record(entries) => entries.iter().any(|(_, v)| v.has_param()),
             _ => false,
         })
+    }
+
+    /// The one list that this value is, if it is one.
+    pub(crate) fn list(&self) -> Option<&Arc<Vec<Value<'s>>>> {
+        match self.atoms.as_slice() {
+            [Atom::List(items)] | [Atom::List(items), Atom::Constant(_)] => Some(items),
+            _ => None,
+        }
     }
 
     pub(crate) fn int(&self) -> Option<i64> {

@@ -22,6 +22,7 @@ pub(super) fn lower<'s>(cx: Context<'s>, root: Node<'_>) -> Module<'s> {
         body,
         span: span(root),
         is_test: false,
+        is_selector: false,
     });
     c.cx.module
 }
@@ -48,16 +49,24 @@ impl<'s> CFamily<'s> {
 
     fn item(&mut self, node: Node<'_>) {
         match node.kind() {
-            "function_definition" | "inline_method_definition" | "constructor_or_destructor_definition" => {
+            "function_definition"
+            | "inline_method_definition"
+            | "constructor_or_destructor_definition" => {
                 self.function(node);
             }
             "method_definition" => self.method(node),
             "class_specifier" | "struct_specifier" | "union_specifier" => self.class(node),
-            "class_interface" | "category_interface" | "protocol_declaration" | "class_declaration" => {
+            "class_interface"
+            | "category_interface"
+            | "protocol_declaration"
+            | "class_declaration" => {
                 self.interface(node);
             }
             "class_implementation" | "category_implementation" => {
-                let name = children(node).into_iter().find(|n| n.kind() == "identifier").map(|n| self.cx.text(n));
+                let name = children(node)
+                    .into_iter()
+                    .find(|n| n.kind() == "identifier")
+                    .map(|n| self.cx.text(n));
                 let outer = std::mem::replace(&mut self.class, name);
                 self.items(node);
                 self.class = outer;
@@ -67,7 +76,13 @@ impl<'s> CFamily<'s> {
             "declaration" | "type_definition" => {
                 // Types declared on the way: `struct { … } x;`, `typedef enum { … } E;`.
                 for child in children(node) {
-                    if matches!(child.kind(), "class_specifier" | "struct_specifier" | "enum_specifier" | "union_specifier") {
+                    if matches!(
+                        child.kind(),
+                        "class_specifier"
+                            | "struct_specifier"
+                            | "enum_specifier"
+                            | "union_specifier"
+                    ) {
                         self.item(child);
                     }
                 }
@@ -77,8 +92,13 @@ impl<'s> CFamily<'s> {
                     self.top.extend(out);
                 }
             }
-            "preproc_function_def" | "preproc_include" | "preproc_call" | "using_declaration" | "comment"
-            | "alias_declaration" | "static_assert_declaration" => {}
+            "preproc_function_def"
+            | "preproc_include"
+            | "preproc_call"
+            | "using_declaration"
+            | "comment"
+            | "alias_declaration"
+            | "static_assert_declaration" => {}
             "expression_statement" => {}
             _ => self.items(node),
         }
@@ -94,8 +114,12 @@ impl<'s> CFamily<'s> {
         for child in children(node) {
             if child.kind() == "base_class_clause" {
                 for base in children(child) {
-                    if matches!(base.kind(), "type_identifier" | "qualified_identifier" | "template_type") {
-                        bases.push(last_of_path(self.cx.text(base).split('<').next().unwrap_or("")));
+                    if matches!(
+                        base.kind(),
+                        "type_identifier" | "qualified_identifier" | "template_type"
+                    ) {
+                        bases
+                            .push(last_of_path(self.cx.text(base).split('<').next().unwrap_or("")));
                     }
                 }
             }
@@ -112,7 +136,12 @@ impl<'s> CFamily<'s> {
         }
     }
 
-    fn field(&mut self, node: Node<'_>, class: Option<&'s str>, fields: &mut Vec<(&'s str, &'s str)>) {
+    fn field(
+        &mut self,
+        node: Node<'_>,
+        class: Option<&'s str>,
+        fields: &mut Vec<(&'s str, &'s str)>,
+    ) {
         let ty = self.cx.field_text(node, "type").unwrap_or("");
         for declarator in field_children(node, "declarator") {
             if declarator.kind() == "function_declarator" {
@@ -131,7 +160,10 @@ impl<'s> CFamily<'s> {
             self.top.push(assign(target, Some(value)));
         }
         for child in children(node) {
-            if matches!(child.kind(), "class_specifier" | "struct_specifier" | "enum_specifier" | "union_specifier") {
+            if matches!(
+                child.kind(),
+                "class_specifier" | "struct_specifier" | "enum_specifier" | "union_specifier"
+            ) {
                 self.item(child);
             }
         }
@@ -232,11 +264,17 @@ impl<'s> CFamily<'s> {
         let Some(name_node) = declarator.child_by_field_name("declarator") else { return };
         let path = self.cx.text(name_node);
         let name = last_of_path(path.split('<').next().unwrap_or(path));
-        let scope = path.rfind("::").map(|at| last_of_path(&path[..at])).map(|s| s.split('<').next().unwrap_or(s));
+        let scope = path
+            .rfind("::")
+            .map(|at| last_of_path(&path[..at]))
+            .map(|s| s.split('<').next().unwrap_or(s));
         // A scope that is no class is a namespace: harmless, since no field is looked up in it.
         let class = scope.or(self.class);
         self.types.clear();
-        let params = declarator.child_by_field_name("parameters").map(|p| self.params(p)).unwrap_or_default();
+        let params = declarator
+            .child_by_field_name("parameters")
+            .map(|p| self.params(p))
+            .unwrap_or_default();
         let mut body = Vec::new();
         for child in children(node) {
             if child.kind() == "field_initializer_list" {
@@ -259,6 +297,8 @@ impl<'s> CFamily<'s> {
             body,
             span: span(node),
             is_test: name.starts_with("TEST") || name.starts_with("test"),
+            // How the rewriting of Objective-C++ marks methods.
+            is_selector: self.cx.field_text(node, "type") == Some("__objc_method"),
         });
     }
 
@@ -328,6 +368,7 @@ impl<'s> CFamily<'s> {
             body,
             span: span(node),
             is_test: selector.first().is_some_and(|s| s.starts_with("test")),
+            is_selector: true,
         });
     }
 
@@ -336,8 +377,14 @@ impl<'s> CFamily<'s> {
         match node.kind() {
             "identifier" | "field_identifier" | "type_identifier" => Some(self.cx.text(node)),
             "qualified_identifier" => self.cx.field_text(node, "name"),
-            "init_declarator" | "pointer_declarator" | "array_declarator" | "function_declarator"
-            | "parenthesized_declarator" | "reference_declarator" | "struct_declarator" | "block_pointer_declarator"
+            "init_declarator"
+            | "pointer_declarator"
+            | "array_declarator"
+            | "function_declarator"
+            | "parenthesized_declarator"
+            | "reference_declarator"
+            | "struct_declarator"
+            | "block_pointer_declarator"
             | "attributed_declarator" => match node.child_by_field_name("declarator") {
                 Some(inner) => self.declared_name(inner),
                 None => children(node).into_iter().rev().find_map(|n| self.declared_name(n)),
@@ -374,7 +421,10 @@ impl<'s> CFamily<'s> {
     fn statement_inner(&mut self, node: Node<'_>, out: &mut Vec<Stmt<'s>>) {
         match node.kind() {
             "declaration" => self.declaration(node, out),
-            "expression_statement" | "throw_statement" | "co_return_statement" | "co_yield_statement" => {
+            "expression_statement"
+            | "throw_statement"
+            | "co_return_statement"
+            | "co_yield_statement" => {
                 for child in children(node) {
                     let value = self.expr(child);
                     out.push(match value.kind {
@@ -447,17 +497,41 @@ impl<'s> CFamily<'s> {
                 }
                 out.push(Stmt::Branch(arms));
             }
-            "comment" | "break_statement" | "continue_statement" | "goto_statement" | "preproc_include" | "preproc_call"
-            | "preproc_function_def" | "using_declaration" | "type_definition" | "static_assert_declaration"
-            | "alias_declaration" | "statement_identifier" | "preproc_arg" => {}
+            "comment"
+            | "break_statement"
+            | "continue_statement"
+            | "goto_statement"
+            | "preproc_include"
+            | "preproc_call"
+            | "preproc_function_def"
+            | "using_declaration"
+            | "type_definition"
+            | "static_assert_declaration"
+            | "alias_declaration"
+            | "statement_identifier"
+            | "preproc_arg" => {}
             "preproc_def" => self.define(node),
             "class_specifier" | "struct_specifier" | "enum_specifier" => self.item(node),
-            "compound_statement" | "else_clause" | "labeled_statement" | "try_statement" | "catch_clause"
-            | "preproc_if" | "preproc_ifdef" | "preproc_else" | "preproc_elif" | "case_statement" | "ERROR"
-            | "autoreleasepool_statement" | "synchronized_statement" | "init_statement" | "finally_clause" => {
+            "compound_statement"
+            | "else_clause"
+            | "labeled_statement"
+            | "try_statement"
+            | "catch_clause"
+            | "preproc_if"
+            | "preproc_ifdef"
+            | "preproc_else"
+            | "preproc_elif"
+            | "case_statement"
+            | "ERROR"
+            | "autoreleasepool_statement"
+            | "synchronized_statement"
+            | "init_statement"
+            | "finally_clause" => {
                 self.statements(node, out);
             }
-            kind if kind.ends_with("_statement") && kind != "message_statement" => self.statements(node, out),
+            kind if kind.ends_with("_statement") && kind != "message_statement" => {
+                self.statements(node, out)
+            }
             _ => {
                 let value = self.expr(node);
                 out.push(Stmt::Expr(value));
@@ -503,7 +577,9 @@ impl<'s> CFamily<'s> {
             self.types.insert(name, ty.unwrap_or(""));
             let target = Expr::new(ExprKind::Name(name), declared_span(declarator));
             let value = match declarator.kind() {
-                "init_declarator" => declarator.child_by_field_name("value").map(|v| self.initial(v, ty)),
+                "init_declarator" => {
+                    declarator.child_by_field_name("value").map(|v| self.initial(v, ty))
+                }
                 _ => declarator
                     .child_by_field_name("value")
                     .or_else(|| node.child_by_field_name("value"))
@@ -533,7 +609,8 @@ impl<'s> CFamily<'s> {
                 return values.remove(0);
             }
             let name = last_of_path(ty.unwrap_or("").split('<').next().unwrap_or(""));
-            let args = values.into_iter().map(|value| crate::ir::Arg { label: None, value }).collect();
+            let args =
+                values.into_iter().map(|value| crate::ir::Arg { label: None, value }).collect();
             let call = crate::ir::Call {
                 name: Cow::Borrowed(name),
                 receiver: None,
@@ -566,7 +643,8 @@ fn function_declarator(node: Node<'_>) -> Option<Node<'_>> {
             return Some(node);
         }
         let inner = node.child_by_field_name("declarator");
-        node = inner.or_else(|| children(node).into_iter().find(|n| n.kind().ends_with("declarator")))?;
+        node = inner
+            .or_else(|| children(node).into_iter().find(|n| n.kind().ends_with("declarator")))?;
     }
     None
 }

@@ -19,7 +19,8 @@ impl<'s> CFamily<'s> {
 
     pub(super) fn expr(&mut self, node: Node<'_>) -> Expr<'s> {
         self.cx.depth += 1;
-        let out = if self.cx.depth > super::MAX_DEPTH { literal(node) } else { self.expr_inner(node) };
+        let out =
+            if self.cx.depth > super::MAX_DEPTH { literal(node) } else { self.expr_inner(node) };
         self.cx.depth -= 1;
         out
     }
@@ -31,16 +32,25 @@ impl<'s> CFamily<'s> {
     fn expr_inner(&mut self, node: Node<'_>) -> Expr<'s> {
         let at = span(node);
         let kind = match node.kind() {
-            "identifier" | "field_identifier" | "type_identifier" | "this" | "namespace_identifier" | "self" => {
-                ExprKind::Name(self.cx.text(node))
+            "identifier"
+            | "field_identifier"
+            | "type_identifier"
+            | "this"
+            | "namespace_identifier"
+            | "self" => ExprKind::Name(self.cx.text(node)),
+            "number_literal" => {
+                parse_int(self.cx.text(node)).map_or(ExprKind::Literal, ExprKind::Int)
             }
-            "number_literal" => parse_int(self.cx.text(node)).map_or(ExprKind::Literal, ExprKind::Int),
             "true" | "false" | "null" | "nullptr" | "char_literal" => ExprKind::Literal,
-            "string_literal" | "raw_string_literal" | "concatenated_string" | "string_expression" => {
+            "string_literal"
+            | "raw_string_literal"
+            | "concatenated_string"
+            | "string_expression" => {
                 return self.string(node);
             }
             "qualified_identifier" => {
-                let (scope, name) = (node.child_by_field_name("scope"), node.child_by_field_name("name"));
+                let (scope, name) =
+                    (node.child_by_field_name("scope"), node.child_by_field_name("name"));
                 match (scope, name) {
                     (Some(scope), Some(name)) if name.kind() == "qualified_identifier" => {
                         let _ = scope;
@@ -63,9 +73,9 @@ impl<'s> CFamily<'s> {
             }
             "subscript_expression" => {
                 let Some(base) = self.field_boxed(node, "argument") else { return literal(node) };
-                let index = node
-                    .child_by_field_name("index")
-                    .or_else(|| node.child_by_field_name("indices").and_then(|n| children(n).into_iter().next()));
+                let index = node.child_by_field_name("index").or_else(|| {
+                    node.child_by_field_name("indices").and_then(|n| children(n).into_iter().next())
+                });
                 match index {
                     Some(index) => ExprKind::Index(base, self.boxed(index)),
                     None => ExprKind::Index(base, Box::new(literal(node))),
@@ -82,7 +92,13 @@ impl<'s> CFamily<'s> {
                 let value = Some(self.expr(right));
                 let target = self.expr(left);
                 let compound = self.cx.field_text(node, "operator") != Some("=");
-                ExprKind::Assign(Box::new(Stmt::Assign { target, ty: None, value, compound, declares: false }))
+                ExprKind::Assign(Box::new(Stmt::Assign {
+                    target,
+                    ty: None,
+                    value,
+                    compound,
+                    declares: false,
+                }))
             }
             "pointer_expression" => {
                 let Some(inner) = self.field_boxed(node, "argument") else { return literal(node) };
@@ -108,7 +124,8 @@ impl<'s> CFamily<'s> {
                 }
             }
             "sizeof_expression" => {
-                let of = node.child_by_field_name("type").or_else(|| node.child_by_field_name("value"));
+                let of =
+                    node.child_by_field_name("type").or_else(|| node.child_by_field_name("value"));
                 let text = of.map_or("", |n| self.cx.text(n)).trim_matches(['(', ')', ' ']);
                 ExprKind::SizeOf(self.types.get(text).copied().unwrap_or(text))
             }
@@ -135,7 +152,11 @@ impl<'s> CFamily<'s> {
                     _ => ExprKind::Other(self.all(node)),
                 }
             }
-            "expression_statement" | "declaration" | "compound_statement" | "return_statement" | "if_statement" => {
+            "expression_statement"
+            | "declaration"
+            | "compound_statement"
+            | "return_statement"
+            | "if_statement" => {
                 let mut body = Vec::new();
                 if node.kind() == "compound_statement" {
                     self.statements(node, &mut body);
@@ -145,11 +166,17 @@ impl<'s> CFamily<'s> {
                 ExprKind::Block(body, None)
             }
             "new_expression" => {
-                let name = self.cx.field_text(node, "type").map(|t| last_of_path(t.split('<').next().unwrap_or(t)));
-                let args = node.child_by_field_name("arguments").map(|a| self.all(a)).unwrap_or_default();
+                let name = self
+                    .cx
+                    .field_text(node, "type")
+                    .map(|t| last_of_path(t.split('<').next().unwrap_or(t)));
+                let args =
+                    node.child_by_field_name("arguments").map(|a| self.all(a)).unwrap_or_default();
                 self.plain_call(name.unwrap_or(""), None, args, node)
             }
-            "type_descriptor" | "primitive_type" | "sized_type_specifier" | "comment" => ExprKind::Literal,
+            "type_descriptor" | "primitive_type" | "sized_type_specifier" | "comment" => {
+                ExprKind::Literal
+            }
             _ => ExprKind::Other(self.all(node)),
         };
         Expr::new(kind, at)
@@ -170,7 +197,13 @@ impl<'s> CFamily<'s> {
         at: Node<'_>,
     ) -> ExprKind<'s> {
         let args = args.into_iter().map(|value| Arg { label: None, value }).collect();
-        let call = Call { name: Cow::Borrowed(name), receiver, args, name_span: span(at), is_macro: false };
+        let call = Call {
+            name: Cow::Borrowed(name),
+            receiver,
+            args,
+            name_span: span(at),
+            is_macro: false,
+        };
         ExprKind::Call(Box::new(call))
     }
 
@@ -207,7 +240,9 @@ impl<'s> CFamily<'s> {
         match name {
             // Lists and dictionaries of Objective-C++ literals.
             "NSLIST" => return ExprKind::List(args),
-            "static_cast" | "reinterpret_cast" | "const_cast" | "dynamic_cast" if args.len() == 1 => {
+            "static_cast" | "reinterpret_cast" | "const_cast" | "dynamic_cast"
+                if args.len() == 1 =>
+            {
                 let ty = template_argument(self.cx.text(name_node));
                 let mut args = args;
                 return ExprKind::Cast(Box::new(args.remove(0)), ty);
@@ -216,7 +251,13 @@ impl<'s> CFamily<'s> {
         }
         let args = args.into_iter().map(|value| Arg { label: None, value }).collect();
         let name_span = span(name_node);
-        ExprKind::Call(Box::new(Call { name: Cow::Borrowed(name), receiver, args, name_span, is_macro: false }))
+        ExprKind::Call(Box::new(Call {
+            name: Cow::Borrowed(name),
+            receiver,
+            args,
+            name_span,
+            is_macro: false,
+        }))
     }
 
     /// `[receiver part:argument part:argument]`.
@@ -265,9 +306,13 @@ impl<'s> CFamily<'s> {
 
     fn lambda(&mut self, node: Node<'_>) -> ExprKind<'s> {
         let mut params = Vec::new();
-        if let Some(list) = node.child_by_field_name("declarator").and_then(|d| d.child_by_field_name("parameters")) {
+        if let Some(list) =
+            node.child_by_field_name("declarator").and_then(|d| d.child_by_field_name("parameters"))
+        {
             for param in children(list) {
-                params.extend(param.child_by_field_name("declarator").and_then(|d| self.declared_name(d)));
+                params.extend(
+                    param.child_by_field_name("declarator").and_then(|d| self.declared_name(d)),
+                );
             }
         }
         let mut body = Vec::new();
@@ -284,7 +329,11 @@ impl<'s> CFamily<'s> {
             match child.kind() {
                 "parameter_list" => {
                     for param in children(child) {
-                        params.extend(param.child_by_field_name("declarator").and_then(|d| self.declared_name(d)));
+                        params.extend(
+                            param
+                                .child_by_field_name("declarator")
+                                .and_then(|d| self.declared_name(d)),
+                        );
                     }
                 }
                 "compound_statement" => self.statements(child, &mut body),

@@ -33,7 +33,9 @@ const ERROR_PERCENT: usize = 15;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum Unparsed {
     /// Most of the file is not of the language.
-    #[error("does not parse as {language}: {percent} % of it lies in syntax errors, the first at line {line}")]
+    #[error(
+        "does not parse as {language}: {percent} % of it lies in syntax errors, the first at line {line}"
+    )]
     Syntax {
         /// What it was parsed as.
         language: &'static str,

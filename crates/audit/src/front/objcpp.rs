@@ -8,7 +8,13 @@
 pub(super) fn to_cpp(source: &str) -> String {
     let tokens = tokens(source);
     let partner = partners(&tokens, source);
-    let mut rewriter = Rewriter { source, tokens, partner, out: String::with_capacity(source.len() + 64), copied: 0 };
+    let mut rewriter = Rewriter {
+        source,
+        tokens,
+        partner,
+        out: String::with_capacity(source.len() + 64),
+        copied: 0,
+    };
     let end = rewriter.tokens.len();
     rewriter.rewrite(0, end, false);
     rewriter.gap_to(source.len());
@@ -91,7 +97,10 @@ fn raw_string_len(rest: &[u8]) -> usize {
     let mut close = vec![b')'];
     close.extend_from_slice(&rest[2..open]);
     close.push(b'"');
-    rest[open..].windows(close.len()).position(|w| w == close).map_or(rest.len(), |p| open + p + close.len())
+    rest[open..]
+        .windows(close.len())
+        .position(|w| w == close)
+        .map_or(rest.len(), |p| open + p + close.len())
 }
 
 fn quoted_len(rest: &[u8], quote: u8) -> usize {
@@ -216,7 +225,9 @@ impl<'s> Rewriter<'s> {
             "interface" => self.class(i, end, false),
             "protocol" => {
                 let semicolon = self.find(i, end, ";");
-                let finish = (i..end).find(|k| self.text(*k) == "@" && self.text(k + 1) == "end").unwrap_or(end);
+                let finish = (i..end)
+                    .find(|k| self.text(*k) == "@" && self.text(k + 1) == "end")
+                    .unwrap_or(end);
                 // A forward declaration, or `@protocol(Name)` as a value.
                 if self.text(i + 2) == "(" {
                     self.out.push('0');
@@ -224,8 +235,13 @@ impl<'s> Rewriter<'s> {
                     self.skip_to(after);
                     return after;
                 }
-                let braces = (i..semicolon).any(|k| matches!(self.text(k), "-" | "+" | "@") && k > i);
-                let after = if semicolon < finish && !braces { semicolon + 1 } else { (finish + 2).min(end) };
+                let braces =
+                    (i..semicolon).any(|k| matches!(self.text(k), "-" | "+" | "@") && k > i);
+                let after = if semicolon < finish && !braces {
+                    semicolon + 1
+                } else {
+                    (finish + 2).min(end)
+                };
                 self.skip_to(after);
                 after
             }
@@ -240,7 +256,8 @@ impl<'s> Rewriter<'s> {
                 self.skip_to(after);
                 after
             }
-            "autoreleasepool" | "optional" | "required" | "public" | "private" | "protected" | "package" | "end" => {
+            "autoreleasepool" | "optional" | "required" | "public" | "private" | "protected"
+            | "package" | "end" => {
                 self.skip_to(i + 2);
                 i + 2
             }
@@ -266,7 +283,8 @@ impl<'s> Rewriter<'s> {
                 self.out.push_str(" NSLIST(");
                 let mut from = i + 2;
                 for k in i + 2..close {
-                    let top = self.text(k) == ":" && next == "{" && self.depth_between(i + 2, k) == 0;
+                    let top =
+                        self.text(k) == ":" && next == "{" && self.depth_between(i + 2, k) == 0;
                     if top {
                         self.rewrite(from, k, false);
                         self.skip_to(k + 1);
@@ -297,7 +315,8 @@ impl<'s> Rewriter<'s> {
 
     /// `@interface` and `@implementation`, up to `@end`.
     fn class(&mut self, i: usize, end: usize, implementation: bool) -> usize {
-        let finish = (i..end).find(|k| self.text(*k) == "@" && self.text(k + 1) == "end").unwrap_or(end);
+        let finish =
+            (i..end).find(|k| self.text(*k) == "@" && self.text(k + 1) == "end").unwrap_or(end);
         let name = self.text(i + 2);
         self.skip_to(i + 3);
         self.out.push_str(" class ");
@@ -404,8 +423,7 @@ impl<'s> Rewriter<'s> {
             self.skip_to(after);
             return after;
         }
-        let breaks_from = self.copied;
-        let mut line = format!(" void {}(", parts.join("_"));
+        let mut line = format!(" __objc_method {}(", parts.join("_"));
         for (k, (from, to, name)) in params.iter().enumerate() {
             if k > 0 {
                 line.push_str(", ");
@@ -425,7 +443,6 @@ impl<'s> Rewriter<'s> {
             line.push_str(name);
         }
         line.push(')');
-        let _ = breaks_from;
         self.out.push_str(&line);
         self.skip_to(at);
         let close = self.partner[at].unwrap_or(end).min(end);
@@ -477,7 +494,19 @@ impl<'s> Rewriter<'s> {
         // After an operand a bracket subscripts it.
         if let Some(before) = open.checked_sub(1) {
             let text = self.text(before);
-            let keyword = matches!(text, "return" | "case" | "else" | "in" | "throw" | "co_return" | "do" | "and" | "or" | "not");
+            let keyword = matches!(
+                text,
+                "return"
+                    | "case"
+                    | "else"
+                    | "in"
+                    | "throw"
+                    | "co_return"
+                    | "do"
+                    | "and"
+                    | "or"
+                    | "not"
+            );
             let operand = (self.is_word(before) && !keyword)
                 || matches!(text, ")" | "]")
                 || matches!(self.tokens[before].kind, Kind::Text | Kind::Number);
@@ -504,11 +533,11 @@ impl<'s> Rewriter<'s> {
 
     fn is_cast(&self, close: usize) -> bool {
         let Some(open) = self.partner[close] else { return false };
-        let words = (open + 1..close).all(|k| {
-            self.is_word(k) || matches!(self.text(k), "*" | "<" | ">" | "::" | "&")
-        });
+        let words = (open + 1..close)
+            .all(|k| self.is_word(k) || matches!(self.text(k), "*" | "<" | ">" | "::" | "&"));
         let called = open.checked_sub(1).is_some_and(|b| {
-            self.is_word(b) && !matches!(self.text(b), "return" | "case" | "in" | "else") || matches!(self.text(b), ")" | "]")
+            self.is_word(b) && !matches!(self.text(b), "return" | "case" | "in" | "else")
+                || matches!(self.text(b), ")" | "]")
         });
         words && close > open + 1 && !called
     }
@@ -543,7 +572,9 @@ impl<'s> Rewriter<'s> {
             let last = close - 1;
             let before = last.checked_sub(1).filter(|b| *b >= from);
             let after_operand = before.is_some_and(|b| {
-                self.is_word(b) || matches!(self.text(b), ")" | "]" | ">") || self.tokens[b].kind == Kind::Text
+                self.is_word(b)
+                    || matches!(self.text(b), ")" | "]" | ">")
+                    || self.tokens[b].kind == Kind::Text
             });
             if self.is_word(last) && after_operand {
                 parts.push(Part { name: last, colon: None });
@@ -555,7 +586,8 @@ impl<'s> Rewriter<'s> {
     /// A block literal or a block type.
     fn caret(&mut self, i: usize, end: usize) -> usize {
         let before = i.checked_sub(1).map_or("", |b| self.text(b));
-        let operand = i > 0 && (self.is_word(i - 1) && before != "return" || matches!(before, ")" | "]"))
+        let operand = i > 0
+            && (self.is_word(i - 1) && before != "return" || matches!(before, ")" | "]"))
             || i > 0 && self.tokens[i - 1].kind == Kind::Number;
         let next = self.text(i + 1);
         if before == "(" && (self.is_word(i + 1) && self.text(i + 2) == ")" || next == ")") {
@@ -594,8 +626,24 @@ struct Part {
 fn is_annotation(word: &str) -> bool {
     matches!(
         word,
-        "nullable" | "nonnull" | "_Nullable" | "_Nonnull" | "__kindof" | "__unused" | "__strong" | "__weak" | "__block"
-            | "null_unspecified" | "inout" | "out" | "bycopy" | "byref" | "oneway" | "IBOutlet" | "__nullable" | "__nonnull"
+        "nullable"
+            | "nonnull"
+            | "_Nullable"
+            | "_Nonnull"
+            | "__kindof"
+            | "__unused"
+            | "__strong"
+            | "__weak"
+            | "__block"
+            | "null_unspecified"
+            | "inout"
+            | "out"
+            | "bycopy"
+            | "byref"
+            | "oneway"
+            | "IBOutlet"
+            | "__nullable"
+            | "__nonnull"
     )
 }
 
@@ -611,15 +659,29 @@ mod tests {
 
     #[test]
     fn messages_become_calls_under_their_selectors() {
-        assert_eq!(flat("[enc setBuffer:b offset:0 atIndex:i+1];"), "enc->setBuffer_offset_atIndex(b, 0, i+1);");
-        assert_eq!(flat("id x = [[Foo alloc] initWith:y];"), "id x = ( Foo->alloc())->initWith(y);");
-        assert_eq!(flat("float *p = (float *)[buf contents];"), "float *p = (float *) buf->contents();");
+        assert_eq!(
+            flat("[enc setBuffer:b offset:0 atIndex:i+1];"),
+            "enc->setBuffer_offset_atIndex(b, 0, i+1);"
+        );
+        assert_eq!(
+            flat("id x = [[Foo alloc] initWith:y];"),
+            "id x = ( Foo->alloc())->initWith(y);"
+        );
+        assert_eq!(
+            flat("float *p = (float *)[buf contents];"),
+            "float *p = (float *) buf->contents();"
+        );
         assert_eq!(flat("[a foo:b ? c : d bar:e];"), "a->foo_bar(b ? c : d ,e);");
     }
 
     #[test]
     fn brackets_of_cpp_stay() {
-        for source in ["auto f = [&](int x) { return x; };", "v[i] = w[j];", "[[nodiscard]] int f();", "auto g = [x, y] { };"] {
+        for source in [
+            "auto f = [&](int x) { return x; };",
+            "v[i] = w[j];",
+            "[[nodiscard]] int f();",
+            "auto g = [x, y] { };",
+        ] {
             let squeezed = |s: &str| s.chars().filter(|c| !c.is_whitespace()).collect::<String>();
             assert_eq!(squeezed(&to_cpp(source)), squeezed(source));
         }
@@ -628,12 +690,18 @@ mod tests {
     #[test]
     fn methods_blocks_and_literals() {
         let source = "@implementation Foo\n- (void)run:(id<MTLBuffer>)b with:(int)n {\n  dispatch(^{ use(@\"x\"); });\n}\n@end\n";
-        assert_eq!(flat(source), "class Foo { void run_with(id < MTLBuffer > b, int n) { dispatch( [&]{ use( \"x\"); }); } };");
+        assert_eq!(
+            flat(source),
+            "class Foo { __objc_method run_with(id < MTLBuffer > b, int n) { dispatch( [&]{ use( \"x\"); }); } };"
+        );
     }
 
     #[test]
     fn interfaces_keep_their_fields() {
         let source = "@interface Foo : NSObject <P> {\n  id<MTLBuffer> _a;\n}\n@property (nonatomic) id<MTLBuffer> b;\n- (void)run;\n@end\n";
-        assert_eq!(flat(source), "class Foo : public NSObject { id<MTLBuffer> _a; id<MTLBuffer> b; };");
+        assert_eq!(
+            flat(source),
+            "class Foo : public NSObject { id<MTLBuffer> _a; id<MTLBuffer> b; };"
+        );
     }
 }

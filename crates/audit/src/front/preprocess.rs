@@ -6,21 +6,71 @@
 
 /// Attribute-like words that no grammar knows, or only in some places.
 const WORDS: &[&str] = &[
-    "__strong", "__weak", "__unsafe_unretained", "__autoreleasing", "__host__", "__device__", "__global__",
-    "__forceinline", "__forceinline__", "_Nullable", "_Nonnull", "_Null_unspecified", "__nullable", "__nonnull",
-    "NS_ASSUME_NONNULL_BEGIN", "NS_ASSUME_NONNULL_END", "PyObject_HEAD", "NS_DESIGNATED_INITIALIZER",
-    "NS_UNAVAILABLE", "NS_RETURNS_RETAINED", "NS_REQUIRES_SUPER",
+    "__strong",
+    "__weak",
+    "__unsafe_unretained",
+    "__autoreleasing",
+    "__host__",
+    "__device__",
+    "__global__",
+    "__forceinline",
+    "__forceinline__",
+    "_Nullable",
+    "_Nonnull",
+    "_Null_unspecified",
+    "__nullable",
+    "__nonnull",
+    "NS_ASSUME_NONNULL_BEGIN",
+    "NS_ASSUME_NONNULL_END",
+    "PyObject_HEAD",
+    "NS_DESIGNATED_INITIALIZER",
+    "NS_UNAVAILABLE",
+    "NS_RETURNS_RETAINED",
+    "NS_REQUIRES_SUPER",
 ];
 
 /// Parts of the names of macros that stand before declarations: `GGML_API`, `FOO_EXPORT`.
 const PREFIX_PARTS: &[&str] = &[
-    "API", "EXPORT", "EXTERN", "INLINE", "DECL", "PUBLIC", "DLL", "CALL", "NODISCARD", "DEPRECATED", "ATTRIBUTE",
-    "VISIBLE", "VISIBILITY", "NORETURN", "UNUSED",
+    "API",
+    "EXPORT",
+    "EXTERN",
+    "INLINE",
+    "DECL",
+    "PUBLIC",
+    "DLL",
+    "CALL",
+    "NODISCARD",
+    "DEPRECATED",
+    "ATTRIBUTE",
+    "VISIBLE",
+    "VISIBILITY",
+    "NORETURN",
+    "UNUSED",
 ];
 
 const TYPES: &[&str] = &[
-    "int8_t", "int16_t", "int32_t", "int64_t", "uint8_t", "uint16_t", "uint32_t", "uint64_t", "size_t", "ssize_t",
-    "ptrdiff_t", "intptr_t", "uintptr_t", "int", "float", "double", "bool", "char", "void", "unsigned", "short", "long",
+    "int8_t",
+    "int16_t",
+    "int32_t",
+    "int64_t",
+    "uint8_t",
+    "uint16_t",
+    "uint32_t",
+    "uint64_t",
+    "size_t",
+    "ssize_t",
+    "ptrdiff_t",
+    "intptr_t",
+    "uintptr_t",
+    "int",
+    "float",
+    "double",
+    "bool",
+    "char",
+    "void",
+    "unsigned",
+    "short",
+    "long",
 ];
 
 /// The source with what the preprocessor would take out replaced by spaces, byte for byte.
@@ -59,7 +109,8 @@ fn conditionals(source: &str, bytes: &mut [u8]) {
         let word = directive.split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or("");
         match word {
             "if" | "ifdef" | "ifndef" => {
-                let dead = directive.strip_prefix("if").is_some_and(|c| matches!(c.trim(), "0" | "(0)"));
+                let dead =
+                    directive.strip_prefix("if").is_some_and(|c| matches!(c.trim(), "0" | "(0)"));
                 open.push(Group { start: end, arms: Vec::new(), dead });
             }
             "else" | "elif" | "elifdef" | "elifndef" => {
@@ -71,7 +122,8 @@ fn conditionals(source: &str, bytes: &mut [u8]) {
             "endif" => {
                 if let Some(mut group) = open.pop() {
                     group.arms.push((group.start, start));
-                    let unbalanced = group.arms.len() > 1 && group.arms.iter().any(|(s, e)| balance(&source[*s..*e]) != 0);
+                    let unbalanced = group.arms.len() > 1
+                        && group.arms.iter().any(|(s, e)| balance(&source[*s..*e]) != 0);
                     for (i, (s, e)) in group.arms.iter().enumerate() {
                         if group.dead && i == 0 || unbalanced && i > 0 {
                             blank(&mut bytes[*s..*e]);
@@ -134,7 +186,8 @@ fn words(bytes: &mut [u8]) {
                 }
             }
             byte if is_word(byte) => {
-                let end = at + bytes[at..].iter().position(|b| !is_word(*b)).unwrap_or(bytes.len() - at);
+                let end =
+                    at + bytes[at..].iter().position(|b| !is_word(*b)).unwrap_or(bytes.len() - at);
                 let first = line_start;
                 line_start = false;
                 at = word(bytes, at, end, first);
@@ -160,10 +213,13 @@ fn word(bytes: &mut [u8], start: usize, end: usize, first: bool) -> usize {
     if !upper {
         return end;
     }
-    let next = bytes[end..].iter().position(|b| !matches!(b, b' ' | b'\t' | b'\r')).map(|p| end + p);
+    let next =
+        bytes[end..].iter().position(|b| !matches!(b, b' ' | b'\t' | b'\r')).map(|p| end + p);
     match next.map(|n| bytes[n]) {
         // `GGML_API int f(…)`: a macro before a declaration.
-        Some(b) if first && is_word(b) && text.split('_').any(|part| PREFIX_PARTS.contains(&part)) => {
+        Some(b)
+            if first && is_word(b) && text.split('_').any(|part| PREFIX_PARTS.contains(&part)) =>
+        {
             blank(&mut bytes[start..end]);
             end
         }
@@ -176,8 +232,12 @@ fn word(bytes: &mut [u8], start: usize, end: usize, first: bool) -> usize {
             let open = next.unwrap_or(end);
             let close = closing(bytes, open);
             mask_types(&mut bytes[open..close]);
-            let after = bytes[close..].iter().position(|b| !matches!(b, b' ' | b'\t' | b'\r')).map(|p| close + p);
-            if after.is_some_and(|a| bytes[a] == b'\n') && !continues(bytes, after.unwrap_or(close)) {
+            let after = bytes[close..]
+                .iter()
+                .position(|b| !matches!(b, b' ' | b'\t' | b'\r'))
+                .map(|p| close + p);
+            if after.is_some_and(|a| bytes[a] == b'\n') && !continues(bytes, after.unwrap_or(close))
+            {
                 blank(&mut bytes[start..close]);
             }
             end
@@ -189,7 +249,33 @@ fn word(bytes: &mut [u8], start: usize, end: usize, first: bool) -> usize {
 /// Whether the first thing after the line break at `at` goes on with the same statement.
 fn continues(bytes: &[u8], at: usize) -> bool {
     let next = bytes[at..].iter().find(|b| !b.is_ascii_whitespace());
-    next.is_some_and(|b| matches!(b, b'{' | b'(' | b')' | b',' | b';' | b'.' | b'=' | b'+' | b'-' | b'*' | b'|' | b'&' | b'<' | b'>' | b'?' | b':' | b'[' | b']' | b'"' | b'%' | b'^' | b'!' | b'}'))
+    next.is_some_and(|b| {
+        matches!(
+            b,
+            b'{' | b'('
+                | b')'
+                | b','
+                | b';'
+                | b'.'
+                | b'='
+                | b'+'
+                | b'-'
+                | b'*'
+                | b'|'
+                | b'&'
+                | b'<'
+                | b'>'
+                | b'?'
+                | b':'
+                | b'['
+                | b']'
+                | b'"'
+                | b'%'
+                | b'^'
+                | b'!'
+                | b'}'
+        )
+    })
 }
 
 fn closing(bytes: &[u8], open: usize) -> usize {
@@ -265,8 +351,16 @@ mod tests {
 
     #[test]
     fn conditionals_keep_what_balances() {
-        assert_eq!(squeezed("#ifdef __cplusplus\nextern \"C\" {\n#endif\nint a;\n#ifdef __cplusplus\n}\n#endif\n"), "extern \"C\" { int a; }");
-        assert_eq!(squeezed("#if A\nif (x) {\n#else\nif (y) {\n#endif\nf(); }\n"), "if (x) { f(); }");
+        assert_eq!(
+            squeezed(
+                "#ifdef __cplusplus\nextern \"C\" {\n#endif\nint a;\n#ifdef __cplusplus\n}\n#endif\n"
+            ),
+            "extern \"C\" { int a; }"
+        );
+        assert_eq!(
+            squeezed("#if A\nif (x) {\n#else\nif (y) {\n#endif\nf(); }\n"),
+            "if (x) { f(); }"
+        );
         assert_eq!(squeezed("#if A\nf();\n#else\ng();\n#endif\n"), "f(); g();");
         assert_eq!(squeezed("#if 0\nf(;\n#endif\ng();\n"), "g();");
     }

@@ -20,6 +20,7 @@ pub(super) fn lower<'s>(cx: Context<'s>, root: Node<'_>) -> Module<'s> {
         body,
         span: span(root),
         is_test: false,
+        is_selector: false,
     });
     py.cx.module
 }
@@ -157,8 +158,13 @@ impl<'s> Python<'s> {
                     self.statement(child, out);
                 }
             }
-            "pass_statement" | "break_statement" | "continue_statement" | "global_statement"
-            | "nonlocal_statement" | "comment" | "future_import_statement" => {}
+            "pass_statement"
+            | "break_statement"
+            | "continue_statement"
+            | "global_statement"
+            | "nonlocal_statement"
+            | "comment"
+            | "future_import_statement" => {}
             _ => self.simple(node, out),
         }
     }
@@ -217,7 +223,8 @@ impl<'s> Python<'s> {
 
     fn function(&mut self, node: Node<'_>, out: &mut Vec<Stmt<'s>>) {
         let name = self.cx.field_text(node, "name").unwrap_or("");
-        let mut params = node.child_by_field_name("parameters").map(|p| self.params(p)).unwrap_or_default();
+        let mut params =
+            node.child_by_field_name("parameters").map(|p| self.params(p)).unwrap_or_default();
         let nested = self.class == Some("");
         let class = self.class.filter(|c| !c.is_empty());
         let outer = std::mem::replace(&mut self.class, Some(""));
@@ -251,6 +258,7 @@ impl<'s> Python<'s> {
             body,
             span: span(node),
             is_test: name.starts_with("test_"),
+            is_selector: false,
         });
     }
 
@@ -259,7 +267,9 @@ impl<'s> Python<'s> {
         for child in children(node) {
             let name_node = match child.kind() {
                 "identifier" => Some(child),
-                "default_parameter" | "typed_default_parameter" => child.child_by_field_name("name"),
+                "default_parameter" | "typed_default_parameter" => {
+                    child.child_by_field_name("name")
+                }
                 "typed_parameter" | "list_splat_pattern" | "dictionary_splat_pattern" => {
                     children(child).into_iter().next()
                 }
@@ -279,7 +289,10 @@ impl<'s> Python<'s> {
         let bases = node
             .child_by_field_name("superclasses")
             .map(|s| {
-                children(s).iter().map(|n| self.cx.text(*n).rsplit('.').next().unwrap_or("")).collect()
+                children(s)
+                    .iter()
+                    .map(|n| self.cx.text(*n).rsplit('.').next().unwrap_or(""))
+                    .collect()
             })
             .unwrap_or_default();
         let outer = self.class.replace(name);
@@ -336,7 +349,8 @@ impl<'s> Python<'s> {
 
     fn expr(&mut self, node: Node<'_>) -> Expr<'s> {
         self.cx.depth += 1;
-        let out = if self.cx.depth > super::MAX_DEPTH { literal(node) } else { self.expr_inner(node) };
+        let out =
+            if self.cx.depth > super::MAX_DEPTH { literal(node) } else { self.expr_inner(node) };
         self.cx.depth -= 1;
         out
     }
@@ -418,7 +432,9 @@ impl<'s> Python<'s> {
                 let body = body.map(|value| vec![Stmt::Return(Some(value))]).unwrap_or_default();
                 ExprKind::Lambda(Box::new(Lambda { params, body }))
             }
-            "list_comprehension" | "generator_expression" | "set_comprehension"
+            "list_comprehension"
+            | "generator_expression"
+            | "set_comprehension"
             | "dictionary_comprehension" => self.comprehension(node),
             "named_expression" => {
                 let (Some(name), Some(value)) =

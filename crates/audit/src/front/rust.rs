@@ -6,7 +6,8 @@ use tree_sitter::Node;
 
 use super::{Context, assign, children, literal, parse_int, span};
 use crate::ir::{
-    Arg, Call, Class, Expr, ExprKind, Function, FunctionKind, Import, Lambda, Module, Param, Span, Stmt,
+    Arg, Call, Class, Expr, ExprKind, Function, FunctionKind, Import, Lambda, Module, Param, Span,
+    Stmt,
 };
 
 pub(super) fn lower<'s>(cx: Context<'s>, root: Node<'_>) -> Module<'s> {
@@ -21,6 +22,7 @@ pub(super) fn lower<'s>(cx: Context<'s>, root: Node<'_>) -> Module<'s> {
         body,
         span: span(root),
         is_test: false,
+        is_selector: false,
     });
     rust.cx.module
 }
@@ -98,8 +100,15 @@ impl<'s> Rust<'s> {
                     self.cx.module.imports.push(Import { local: name, module: name, item: None });
                 }
             }
-            "macro_definition" | "attribute_item" | "inner_attribute_item" | "type_item" | "union_item"
-            | "associated_type" | "function_signature_item" | "foreign_mod_item" | "empty_statement" => {}
+            "macro_definition"
+            | "attribute_item"
+            | "inner_attribute_item"
+            | "type_item"
+            | "union_item"
+            | "associated_type"
+            | "function_signature_item"
+            | "foreign_mod_item"
+            | "empty_statement" => {}
             _ => return false,
         }
         true
@@ -117,7 +126,8 @@ impl<'s> Rust<'s> {
             }
             "use_as_clause" => {
                 let local = self.cx.field_text(node, "alias").unwrap_or("");
-                let item = self.cx.field_text(node, "path").map(|p| p.rsplit(':').next().unwrap_or(p));
+                let item =
+                    self.cx.field_text(node, "path").map(|p| p.rsplit(':').next().unwrap_or(p));
                 self.cx.module.imports.push(Import { local, module: root, item });
             }
             "use_wildcard" => {
@@ -155,7 +165,8 @@ impl<'s> Rust<'s> {
 
     fn function(&mut self, node: Node<'_>) {
         let name = self.cx.field_text(node, "name").unwrap_or("");
-        let params = node.child_by_field_name("parameters").map(|p| self.params(p)).unwrap_or_default();
+        let params =
+            node.child_by_field_name("parameters").map(|p| self.params(p)).unwrap_or_default();
         let outer = std::mem::replace(&mut self.in_function, true);
         let mut body = Vec::new();
         if let Some(block) = node.child_by_field_name("body") {
@@ -171,6 +182,7 @@ impl<'s> Rust<'s> {
             body,
             span: span(node),
             is_test: self.test,
+            is_selector: false,
         });
     }
 
@@ -198,16 +210,20 @@ impl<'s> Rust<'s> {
     fn pattern(&mut self, node: Node<'_>) -> Expr<'s> {
         let at = span(node);
         match node.kind() {
-            "identifier" | "shorthand_field_identifier" => Expr::new(ExprKind::Name(self.cx.text(node)), at),
+            "identifier" | "shorthand_field_identifier" => {
+                Expr::new(ExprKind::Name(self.cx.text(node)), at)
+            }
             "tuple_pattern" | "slice_pattern" => {
                 let parts = children(node).into_iter().map(|n| self.pattern(n)).collect();
                 Expr::new(ExprKind::List(parts), at)
             }
             "tuple_struct_pattern" => {
-                let parts: Vec<_> = children(node).into_iter().skip(1).map(|n| self.pattern(n)).collect();
+                let parts: Vec<_> =
+                    children(node).into_iter().skip(1).map(|n| self.pattern(n)).collect();
                 Expr::new(ExprKind::Other(parts), at)
             }
-            "match_pattern" | "ref_pattern" | "mut_pattern" | "reference_pattern" | "captured_pattern" => {
+            "match_pattern" | "ref_pattern" | "mut_pattern" | "reference_pattern"
+            | "captured_pattern" => {
                 let parts: Vec<_> = children(node)
                     .into_iter()
                     .filter(|n| n.kind() != "mutable_specifier")
@@ -329,10 +345,22 @@ impl<'s> Rust<'s> {
                 match pattern {
                     Some(Expr { kind: ExprKind::Other(mut parts), .. }) if parts.len() == 1 => {
                         let target = parts.remove(0);
-                        out.push(Stmt::Assign { target, ty: None, value, compound: false, declares: true });
+                        out.push(Stmt::Assign {
+                            target,
+                            ty: None,
+                            value,
+                            compound: false,
+                            declares: true,
+                        });
                     }
                     Some(target) => {
-                        out.push(Stmt::Assign { target, ty: None, value, compound: false, declares: true });
+                        out.push(Stmt::Assign {
+                            target,
+                            ty: None,
+                            value,
+                            compound: false,
+                            declares: true,
+                        });
                     }
                     None => out.extend(value.map(Stmt::Expr)),
                 }
@@ -351,7 +379,8 @@ impl<'s> Rust<'s> {
 
     fn expr(&mut self, node: Node<'_>) -> Expr<'s> {
         self.cx.depth += 1;
-        let out = if self.cx.depth > super::MAX_DEPTH { literal(node) } else { self.expr_inner(node) };
+        let out =
+            if self.cx.depth > super::MAX_DEPTH { literal(node) } else { self.expr_inner(node) };
         self.cx.depth -= 1;
         out
     }
@@ -366,11 +395,14 @@ impl<'s> Rust<'s> {
     fn expr_inner(&mut self, node: Node<'_>) -> Expr<'s> {
         let at = span(node);
         let kind = match node.kind() {
-            "identifier" | "self" | "type_identifier" | "crate" | "super" => ExprKind::Name(self.cx.text(node)),
-            "integer_literal" => parse_int(self.cx.text(node)).map_or(ExprKind::Literal, ExprKind::Int),
-            "float_literal" | "boolean_literal" | "char_literal" | "unit_expression" | "negative_literal" => {
-                ExprKind::Literal
+            "identifier" | "self" | "type_identifier" | "crate" | "super" => {
+                ExprKind::Name(self.cx.text(node))
             }
+            "integer_literal" => {
+                parse_int(self.cx.text(node)).map_or(ExprKind::Literal, ExprKind::Int)
+            }
+            "float_literal" | "boolean_literal" | "char_literal" | "unit_expression"
+            | "negative_literal" => ExprKind::Literal,
             "string_literal" | "raw_string_literal" => return self.string(node),
             "scoped_identifier" => {
                 let name = self.cx.field_text(node, "name").unwrap_or("");
@@ -405,13 +437,19 @@ impl<'s> Rust<'s> {
             "unary_expression" => {
                 let starred = self.cx.text(node).starts_with('*');
                 let inner = self.only_child(node);
-                if starred { ExprKind::Deref(Box::new(inner)) } else { ExprKind::Other(vec![inner]) }
+                if starred {
+                    ExprKind::Deref(Box::new(inner))
+                } else {
+                    ExprKind::Other(vec![inner])
+                }
             }
             "reference_expression" => match node.child_by_field_name("value") {
                 Some(value) => ExprKind::AddressOf(self.boxed(value)),
                 None => ExprKind::Literal,
             },
-            "try_expression" | "await_expression" | "parenthesized_expression" => return self.only_child(node),
+            "try_expression" | "await_expression" | "parenthesized_expression" => {
+                return self.only_child(node);
+            }
             "type_cast_expression" => {
                 let ty = self.cx.field_text(node, "type").unwrap_or("");
                 match node.child_by_field_name("value") {
@@ -435,7 +473,9 @@ impl<'s> Rust<'s> {
                 let value = self.block(node, &mut body).map(Box::new);
                 ExprKind::Block(body, value)
             }
-            "unsafe_block" | "async_block" | "const_block" | "gen_block" | "try_block" => return self.only_child(node),
+            "unsafe_block" | "async_block" | "const_block" | "gen_block" | "try_block" => {
+                return self.only_child(node);
+            }
             "if_expression" => self.if_expression(node),
             "match_expression" => self.match_expression(node),
             "closure_expression" => self.closure(node),
@@ -462,7 +502,9 @@ impl<'s> Rust<'s> {
     }
 
     fn call(&mut self, node: Node<'_>) -> ExprKind<'s> {
-        let Some(mut function) = node.child_by_field_name("function") else { return ExprKind::Literal };
+        let Some(mut function) = node.child_by_field_name("function") else {
+            return ExprKind::Literal;
+        };
         let mut type_arguments = None;
         if function.kind() == "generic_function" {
             type_arguments = self.cx.field_text(function, "type_arguments");
@@ -495,7 +537,13 @@ impl<'s> Rust<'s> {
         let args = node.child_by_field_name("arguments").map(|a| self.all(a)).unwrap_or_default();
         let args = args.into_iter().map(|value| Arg { label: None, value }).collect();
         let name_span = span(name_node);
-        ExprKind::Call(Box::new(Call { name: Cow::Borrowed(name), receiver, args, name_span, is_macro: false }))
+        ExprKind::Call(Box::new(Call {
+            name: Cow::Borrowed(name),
+            receiver,
+            args,
+            name_span,
+            is_macro: false,
+        }))
     }
 
     fn struct_expression(&mut self, node: Node<'_>) -> ExprKind<'s> {
@@ -505,7 +553,10 @@ impl<'s> Rust<'s> {
             for field in children(body) {
                 match field.kind() {
                     "field_initializer" => {
-                        let name = self.cx.field_text(field, "field").or_else(|| self.cx.field_text(field, "name"));
+                        let name = self
+                            .cx
+                            .field_text(field, "field")
+                            .or_else(|| self.cx.field_text(field, "name"));
                         let value = field.child_by_field_name("value").map(|n| self.expr(n));
                         if let (Some(name), Some(value)) = (name, value) {
                             entries.push((name, value));
@@ -523,7 +574,12 @@ impl<'s> Rust<'s> {
     }
 
     /// Branches of which the value may be used: each arm assigns it.
-    fn branches(&mut self, before: Vec<Stmt<'s>>, arms: Vec<(Vec<Stmt<'s>>, Option<Expr<'s>>)>, at: Span) -> ExprKind<'s> {
+    fn branches(
+        &mut self,
+        before: Vec<Stmt<'s>>,
+        arms: Vec<(Vec<Stmt<'s>>, Option<Expr<'s>>)>,
+        at: Span,
+    ) -> ExprKind<'s> {
         let mut out = before;
         let mut has_value = false;
         let arms = arms
@@ -532,7 +588,13 @@ impl<'s> Rust<'s> {
                 if let Some(value) = value {
                     has_value = true;
                     let target = Expr::new(ExprKind::Name("<element>"), at);
-                    body.push(Stmt::Assign { target, ty: None, value: Some(value), compound: false, declares: true });
+                    body.push(Stmt::Assign {
+                        target,
+                        ty: None,
+                        value: Some(value),
+                        compound: false,
+                        declares: true,
+                    });
                 }
                 body
             })
@@ -570,7 +632,13 @@ impl<'s> Rust<'s> {
         let mut before = Vec::new();
         let subject = Expr::new(ExprKind::Name("<subject>"), at);
         if let Some(value) = node.child_by_field_name("value").map(|n| self.expr(n)) {
-            before.push(Stmt::Assign { target: subject, ty: None, value: Some(value), compound: false, declares: true });
+            before.push(Stmt::Assign {
+                target: subject,
+                ty: None,
+                value: Some(value),
+                compound: false,
+                declares: true,
+            });
         }
         let mut arms = Vec::new();
         if let Some(body) = node.child_by_field_name("body") {
@@ -597,10 +665,15 @@ impl<'s> Rust<'s> {
     fn closure(&mut self, node: Node<'_>) -> ExprKind<'s> {
         let params = node
             .child_by_field_name("parameters")
-            .map(|p| children(p).into_iter().map(|n| {
-                let pattern = n.child_by_field_name("pattern").unwrap_or(n);
-                self.pattern_name(pattern)
-            }).collect())
+            .map(|p| {
+                children(p)
+                    .into_iter()
+                    .map(|n| {
+                        let pattern = n.child_by_field_name("pattern").unwrap_or(n);
+                        self.pattern_name(pattern)
+                    })
+                    .collect()
+            })
             .unwrap_or_default();
         let mut body = Vec::new();
         if let Some(node) = node.child_by_field_name("body") {
@@ -643,7 +716,13 @@ impl<'s> Rust<'s> {
             return ExprKind::List(args);
         }
         let args = args.into_iter().map(|value| Arg { label: None, value }).collect();
-        ExprKind::Call(Box::new(Call { name: Cow::Borrowed(name), receiver: None, args, name_span, is_macro: true }))
+        ExprKind::Call(Box::new(Call {
+            name: Cow::Borrowed(name),
+            receiver: None,
+            args,
+            name_span,
+            is_macro: true,
+        }))
     }
 
     /// `msg_send![receiver, setBuffer: b offset: 0 atIndex: 1]` is a call under its selector's name.
@@ -660,7 +739,8 @@ impl<'s> Rust<'s> {
         let first = rest.first()?;
         if colons.is_empty() {
             let name = Cow::Borrowed(self.cx.text(*first));
-            let call = Call { name, receiver, args: Vec::new(), name_span: span(*first), is_macro: false };
+            let call =
+                Call { name, receiver, args: Vec::new(), name_span: span(*first), is_macro: false };
             return Some(ExprKind::Call(Box::new(call)));
         }
         let mut parts = Vec::new();
@@ -676,7 +756,13 @@ impl<'s> Rust<'s> {
             };
             args.push(Arg { label: None, value: self.token_expr(value) });
         }
-        let call = Call { name: Cow::Owned(parts.join("_")), receiver, args, name_span: span(*first), is_macro: false };
+        let call = Call {
+            name: Cow::Owned(parts.join("_")),
+            receiver,
+            args,
+            name_span: span(*first),
+            is_macro: false,
+        };
         Some(ExprKind::Call(Box::new(call)))
     }
 
@@ -713,13 +799,22 @@ impl<'s> Rust<'s> {
                     let dotted = i > 0 && matches!(tokens[i - 1].kind(), "." | "::");
                     let receiver = if dotted { current.take() } else { None };
                     operands.extend(current.take());
-                    let called = tokens.get(i + 1).is_some_and(|t| t.kind() == "token_tree" && self.cx.text(*t).starts_with('('));
+                    let called = tokens.get(i + 1).is_some_and(|t| {
+                        t.kind() == "token_tree" && self.cx.text(*t).starts_with('(')
+                    });
                     current = Some(if called {
                         let args = self.token_list(tokens[i + 1]);
-                        let args = args.into_iter().map(|value| Arg { label: None, value }).collect();
+                        let args =
+                            args.into_iter().map(|value| Arg { label: None, value }).collect();
                         let end = span(tokens[i + 1]).end;
                         i += 1;
-                        let call = Call { name: Cow::Borrowed(name), receiver, args, name_span: span(token), is_macro: false };
+                        let call = Call {
+                            name: Cow::Borrowed(name),
+                            receiver,
+                            args,
+                            name_span: span(token),
+                            is_macro: false,
+                        };
                         Expr::new(ExprKind::Call(Box::new(call)), Span { start, end })
                     } else if let Some(receiver) = receiver {
                         let end = span(token).end;
@@ -773,7 +868,13 @@ fn bind_pattern<'s>(pattern: Expr<'s>, at: Span, out: &mut Vec<Stmt<'s>>) {
     match pattern.kind {
         ExprKind::Name(_) | ExprKind::List(_) => {
             let value = Some(Expr::new(ExprKind::Name("<subject>"), at));
-            out.push(Stmt::Assign { target: pattern, ty: None, value, compound: false, declares: true });
+            out.push(Stmt::Assign {
+                target: pattern,
+                ty: None,
+                value,
+                compound: false,
+                declares: true,
+            });
         }
         ExprKind::Other(parts) => parts.into_iter().for_each(|p| bind_pattern(p, at, out)),
         _ => {}

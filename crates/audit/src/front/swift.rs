@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use tree_sitter::Node;
 
 use super::{Context, assign, children, field_children, literal, parse_int, span};
-use crate::ir::{Arg, Call, Class, Expr, ExprKind, Function, FunctionKind, Lambda, Module, Param, Stmt};
+use crate::ir::{
+    Arg, Call, Class, Expr, ExprKind, Function, FunctionKind, Lambda, Module, Param, Stmt,
+};
 
 pub(super) fn lower<'s>(cx: Context<'s>, root: Node<'_>) -> Module<'s> {
     let mut swift = Swift { cx, class: None };
@@ -21,6 +23,7 @@ pub(super) fn lower<'s>(cx: Context<'s>, root: Node<'_>) -> Module<'s> {
         body,
         span: span(root),
         is_test: false,
+        is_selector: false,
     });
     swift.cx.module
 }
@@ -54,7 +57,9 @@ impl<'s> Swift<'s> {
         match node.kind() {
             "import_declaration" => {}
             "class_declaration" | "protocol_declaration" => self.class(node, out),
-            "function_declaration" | "init_declaration" | "deinit_declaration" => self.function(node),
+            "function_declaration" | "init_declaration" | "deinit_declaration" => {
+                self.function(node)
+            }
             "property_declaration" => self.property(node, out),
             "statements" | "ERROR" | "function_body" => out.extend(self.statements_in(node)),
             "assignment" => {
@@ -111,8 +116,14 @@ impl<'s> Swift<'s> {
                 }
                 out.push(Stmt::Branch(arms));
             }
-            "typealias_declaration" | "comment" | "multiline_comment" | "operator_declaration" | "directive"
-            | "enum_entry" | "subscript_declaration" | "associatedtype_declaration" => {
+            "typealias_declaration"
+            | "comment"
+            | "multiline_comment"
+            | "operator_declaration"
+            | "directive"
+            | "enum_entry"
+            | "subscript_declaration"
+            | "associatedtype_declaration" => {
                 if node.kind() == "subscript_declaration" {
                     let _ = self.statements_in(node);
                 }
@@ -171,7 +182,8 @@ impl<'s> Swift<'s> {
             _ => self.cx.field_text(node, "name").unwrap_or(""),
         };
         let params = self.params(node);
-        let mut body = node.child_by_field_name("body").map(|b| self.statements_in(b)).unwrap_or_default();
+        let mut body =
+            node.child_by_field_name("body").map(|b| self.statements_in(b)).unwrap_or_default();
         // A body of one expression returns it.
         if let [Stmt::Expr(_)] = body.as_slice()
             && let Some(Stmt::Expr(value)) = body.pop()
@@ -191,6 +203,7 @@ impl<'s> Swift<'s> {
             body,
             span: span(node),
             is_test: name.starts_with("test"),
+            is_selector: false,
         });
     }
 
@@ -253,6 +266,7 @@ impl<'s> Swift<'s> {
             body,
             span: span(node),
             is_test: false,
+            is_selector: false,
         });
     }
 
@@ -301,12 +315,20 @@ impl<'s> Swift<'s> {
                     bound = Some(Expr::new(ExprKind::Name(self.cx.text(child)), span(child)));
                     has_value = false;
                 }
-                Some("condition") if child.is_named() && child.kind() != "value_binding_pattern" => {
+                Some("condition")
+                    if child.is_named() && child.kind() != "value_binding_pattern" =>
+                {
                     let value = self.expr(child);
                     match bound.take() {
                         Some(target) => {
                             has_value = true;
-                            out.push(Stmt::Assign { target, ty: None, value: Some(value), compound: false, declares: true });
+                            out.push(Stmt::Assign {
+                                target,
+                                ty: None,
+                                value: Some(value),
+                                compound: false,
+                                declares: true,
+                            });
                         }
                         None => out.push(Stmt::Expr(value)),
                     }
@@ -345,7 +367,8 @@ impl<'s> Swift<'s> {
 
     fn expr(&mut self, node: Node<'_>) -> Expr<'s> {
         self.cx.depth += 1;
-        let out = if self.cx.depth > super::MAX_DEPTH { literal(node) } else { self.expr_inner(node) };
+        let out =
+            if self.cx.depth > super::MAX_DEPTH { literal(node) } else { self.expr_inner(node) };
         self.cx.depth -= 1;
         out
     }
@@ -364,12 +387,16 @@ impl<'s> Swift<'s> {
                 parse_int(self.cx.text(node)).map_or(ExprKind::Literal, ExprKind::Int)
             }
             "boolean_literal" | "nil_literal" | "real_literal" | "nil" => ExprKind::Literal,
-            "line_string_literal" | "multi_line_string_literal" | "raw_string_literal" => return self.string(node),
+            "line_string_literal" | "multi_line_string_literal" | "raw_string_literal" => {
+                return self.string(node);
+            }
             "navigation_expression" => {
                 let object = Box::new(self.field(node, "target"));
                 let name = node
                     .child_by_field_name("suffix")
-                    .and_then(|s| s.child_by_field_name("suffix").or_else(|| children(s).into_iter().next()))
+                    .and_then(|s| {
+                        s.child_by_field_name("suffix").or_else(|| children(s).into_iter().next())
+                    })
                     .map_or("", |n| self.cx.text(n));
                 match name.parse::<i64>() {
                     Ok(i) => ExprKind::Index(object, Box::new(Expr::new(ExprKind::Int(i), at))),
@@ -400,15 +427,27 @@ impl<'s> Swift<'s> {
             }
             "ternary_expression" => {
                 let condition = Stmt::Expr(self.field(node, "condition"));
-                let values = ExprKind::OneOf(vec![self.field(node, "if_true"), self.field(node, "if_false")]);
+                let values = ExprKind::OneOf(vec![
+                    self.field(node, "if_true"),
+                    self.field(node, "if_false"),
+                ]);
                 ExprKind::Block(vec![condition], Some(Box::new(Expr::new(values, at))))
             }
-            "additive_expression" | "multiplicative_expression" | "bitwise_operation" | "range_expression"
-            | "comparison_expression" | "equality_expression" | "conjunction_expression" | "disjunction_expression"
+            "additive_expression"
+            | "multiplicative_expression"
+            | "bitwise_operation"
+            | "range_expression"
+            | "comparison_expression"
+            | "equality_expression"
+            | "conjunction_expression"
+            | "disjunction_expression"
             | "infix_expression" => return self.binary(node),
-            "array_literal" => ExprKind::List(field_children(node, "element").into_iter().map(|n| self.expr(n)).collect()),
+            "array_literal" => ExprKind::List(
+                field_children(node, "element").into_iter().map(|n| self.expr(n)).collect(),
+            ),
             "tuple_expression" => {
-                let mut items: Vec<_> = field_children(node, "value").into_iter().map(|n| self.expr(n)).collect();
+                let mut items: Vec<_> =
+                    field_children(node, "value").into_iter().map(|n| self.expr(n)).collect();
                 if items.len() == 1 {
                     return items.remove(0);
                 }
@@ -428,8 +467,15 @@ impl<'s> Swift<'s> {
                 ExprKind::Record { ty: None, entries }
             }
             "lambda_literal" => self.lambda(node),
-            "if_statement" | "switch_statement" | "do_statement" | "for_statement" | "while_statement"
-            | "guard_statement" | "control_transfer_statement" | "property_declaration" | "statements" => {
+            "if_statement"
+            | "switch_statement"
+            | "do_statement"
+            | "for_statement"
+            | "while_statement"
+            | "guard_statement"
+            | "control_transfer_statement"
+            | "property_declaration"
+            | "statements" => {
                 let mut body = Vec::new();
                 self.statement(node, &mut body);
                 ExprKind::Block(body, None)
@@ -461,7 +507,10 @@ impl<'s> Swift<'s> {
                     } else {
                         ExprKind::Literal
                     };
-                    Expr::new(ExprKind::Binary("*", Box::new(size), Box::new(Expr::new(kind, at))), at)
+                    Expr::new(
+                        ExprKind::Binary("*", Box::new(size), Box::new(Expr::new(kind, at))),
+                        at,
+                    )
                 }
                 None => literal(node),
             };
@@ -473,7 +522,10 @@ impl<'s> Swift<'s> {
             (Some(left), Some(right)) => {
                 Expr::new(ExprKind::Binary(op, self.boxed(left), self.boxed(right)), at)
             }
-            _ => Expr::new(ExprKind::Other(children(node).into_iter().map(|n| self.expr(n)).collect()), at),
+            _ => Expr::new(
+                ExprKind::Other(children(node).into_iter().map(|n| self.expr(n)).collect()),
+                at,
+            ),
         }
     }
 
@@ -507,7 +559,10 @@ impl<'s> Swift<'s> {
             let base = self.boxed(function);
             let index = match args.len() {
                 1 => args.remove(0).value,
-                _ => Expr::new(ExprKind::Other(args.into_iter().map(|a| a.value).collect()), span(node)),
+                _ => Expr::new(
+                    ExprKind::Other(args.into_iter().map(|a| a.value).collect()),
+                    span(node),
+                ),
             };
             return ExprKind::Index(base, Box::new(index));
         }
@@ -528,7 +583,13 @@ impl<'s> Swift<'s> {
             }
             _ => (Some(self.expr(function)), "", span(function)),
         };
-        ExprKind::Call(Box::new(Call { name: Cow::Borrowed(name), receiver, args, name_span, is_macro: false }))
+        ExprKind::Call(Box::new(Call {
+            name: Cow::Borrowed(name),
+            receiver,
+            args,
+            name_span,
+            is_macro: false,
+        }))
     }
 
     fn lambda(&mut self, node: Node<'_>) -> ExprKind<'s> {

@@ -44,7 +44,10 @@ pub(super) fn functions<'a, 's>(tokens: &'a [Token<'s>]) -> Functions<'a, 's> {
 }
 
 fn is_keyword(word: &str) -> bool {
-    matches!(word, "if" | "for" | "while" | "switch" | "return" | "sizeof" | "else" | "do" | "decltype")
+    matches!(
+        word,
+        "if" | "for" | "while" | "switch" | "return" | "sizeof" | "else" | "do" | "decltype"
+    )
 }
 
 impl Functions<'_, '_> {
@@ -64,7 +67,9 @@ impl Functions<'_, '_> {
         let (mut reads, mut writes) = (false, false);
         seen.push(name.to_string());
         for at in 0..body.len() {
-            if !body[at].is(name) || (at > 0 && (body[at - 1].is(".") || arrow(body, at) || body[at - 1].is(":"))) {
+            if !body[at].is(name)
+                || (at > 0 && (body[at - 1].is(".") || arrow(body, at) || body[at - 1].is(":")))
+            {
                 continue;
             }
             let (r, w) = self.use_at(body, at, calls_left, seen);
@@ -125,7 +130,8 @@ impl Functions<'_, '_> {
                 continue;
             }
             // `(device float4*)p` : a cast before the pointer.
-            if before > 0 && body[before - 1].is(")")
+            if before > 0
+                && body[before - 1].is(")")
                 && let Some(open) = opening(body, before - 1)
                 && body[open + 1..before - 1].iter().any(|t| t.is("*"))
                 && !(open > 0 && body[open - 1].is_word() && !is_keyword(&body[open - 1].text))
@@ -184,7 +190,9 @@ impl Functions<'_, '_> {
         // `device T *q = p + n;` makes another name for it.
         if before >= 2 && text(before - 1) == "=" && body[before - 2].is_word() {
             let alias = body[before - 2].text.to_string();
-            let start = body[..before].iter().rposition(|t| matches!(t.text.as_ref(), ";" | "{" | "}" | "("));
+            let start = body[..before]
+                .iter()
+                .rposition(|t| matches!(t.text.as_ref(), ";" | "{" | "}" | "("));
             let declaration = &body[start.map_or(0, |s| s + 1)..before];
             if declaration.iter().any(|t| t.is("const")) {
                 return (true, false);
@@ -229,13 +237,16 @@ impl Functions<'_, '_> {
         };
         let (mut reads, mut writes) = (false, false);
         for definition in definitions.iter().filter(|d| d.params.len() == args.len()) {
-            let Some(param) = definition.params.get(position).and_then(|p| declared(p)) else { continue };
+            let Some(param) = definition.params.get(position).and_then(|p| declared(p)) else {
+                continue;
+            };
             if param.is_const || param.space == Some("constant") {
                 reads = true;
                 continue;
             }
             let mut inner = Vec::new();
-            let (r, w) = self.access_within(definition.body, param.name, calls_left - 1, &mut inner);
+            let (r, w) =
+                self.access_within(definition.body, param.name, calls_left - 1, &mut inner);
             reads |= r;
             writes |= w;
         }

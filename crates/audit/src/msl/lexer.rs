@@ -135,7 +135,8 @@ fn directive<'s>(
     // A parenthesis directly after the name makes it function-like.
     let (params, body) = match after.strip_prefix('(').and_then(|a| a.split_once(')')) {
         Some((list, body)) => {
-            let list = list.split(',').map(|p| p.trim_matches(|c: char| c.is_whitespace() || c == '\\'));
+            let list =
+                list.split(',').map(|p| p.trim_matches(|c: char| c.is_whitespace() || c == '\\'));
             (Some(list.collect()), body)
         }
         None => (None, after),

@@ -135,7 +135,8 @@ fn substitute<'s>(mac: &Macro<'s>, args: &[&[Token<'s>]], offset: u32) -> Vec<To
         if token.is("#") && body.get(at + 1).is_some_and(|t| value(&t.text).is_some()) {
             let parts = value(&body[at + 1].text).unwrap_or_default();
             let text: String = parts.iter().map(|t| t.text.as_ref()).collect();
-            piece = vec![Token { text: Cow::Owned(format!("\"{text}\"")), offset, kind: Kind::Text }];
+            piece =
+                vec![Token { text: Cow::Owned(format!("\"{text}\"")), offset, kind: Kind::Text }];
             at += 2;
         } else {
             piece = match value(&token.text).filter(|_| token.is_word()) {

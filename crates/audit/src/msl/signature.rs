@@ -31,7 +31,8 @@ pub fn kernels(source: &str) -> Vec<Kernel> {
             Some(open) => {
                 let (args, after) = arguments(&tokens, open);
                 let has_body = body_range(&tokens, after);
-                let params = params(&args, &constants, has_body.map(|r| &tokens[r.0..r.1]), &functions);
+                let params =
+                    params(&args, &constants, has_body.map(|r| &tokens[r.0..r.1]), &functions);
                 let is_definition = has_body.is_some();
                 let known = found.iter().position(|k: &Kernel| k.name == name);
                 let kernel = Kernel { name, params, offset: name_token.offset };
@@ -70,7 +71,9 @@ pub fn kernels(source: &str) -> Vec<Kernel> {
 
 /// Whether a stage keyword stands at `at`: `kernel void …` or `[[kernel]] void …`.
 fn is_stage(tokens: &[Token<'_>], at: usize) -> bool {
-    if !matches!(tokens[at].text.as_ref(), "kernel" | "vertex" | "fragment") || !tokens[at].is_word() {
+    if !matches!(tokens[at].text.as_ref(), "kernel" | "vertex" | "fragment")
+        || !tokens[at].is_word()
+    {
         return false;
     }
     let next_ok = tokens.get(at + 1).is_some_and(|t| t.is_word() || t.is("]") || t.is("["));
@@ -108,7 +111,9 @@ fn head(tokens: &[Token<'_>], from: usize) -> Option<Head> {
         match token.text.as_ref() {
             "[" if tokens.get(at + 1).is_some_and(|t| t.is("[")) => {
                 // An attribute: skip to its end.
-                while at < tokens.len() && !(tokens[at].is("]") && tokens.get(at + 1).is_some_and(|t| t.is("]"))) {
+                while at < tokens.len()
+                    && !(tokens[at].is("]") && tokens.get(at + 1).is_some_and(|t| t.is("]")))
+                {
                     at += 1;
                 }
                 at += 1;
@@ -190,7 +195,9 @@ fn params(
         let Some(space) = declared.space else { continue };
         let index = match declared.attribute.and_then(|a| buffer_index(a, constants)) {
             Some(index) => index,
-            None if declared.attribute.is_some_and(|a| !a.iter().any(|t| t.is("buffer"))) => continue,
+            None if declared.attribute.is_some_and(|a| !a.iter().any(|t| t.is("buffer"))) => {
+                continue;
+            }
             None => Index::Number(out.len() as u32),
         };
         let is_constant = space == "constant";
@@ -206,7 +213,13 @@ fn params(
                 },
             }
         };
-        out.push(KernelParam { name: declared.name.to_string(), index, is_constant, reads, writes });
+        out.push(KernelParam {
+            name: declared.name.to_string(),
+            index,
+            is_constant,
+            reads,
+            writes,
+        });
     }
     out
 }
@@ -220,7 +233,11 @@ fn buffer_index(attribute: &[Token<'_>], constants: &HashMap<&str, u32>) -> Opti
         Kind::Number => index.text.parse().ok().map(Index::Number),
         _ => {
             let name = last_word.unwrap_or(index).text.as_ref();
-            Some(constants.get(name).map_or_else(|| Index::Name(name.to_string()), |n| Index::Number(*n)))
+            Some(
+                constants
+                    .get(name)
+                    .map_or_else(|| Index::Name(name.to_string()), |n| Index::Number(*n)),
+            )
         }
     }
 }

@@ -15,7 +15,15 @@ pub fn html(report: &Report) -> String {
         out,
         "<p class=\"sum\"><b>{}</b> findings: {} errors, {} warnings, {} notes · {} buffers · {} copies and waits · \
          {} bindings without a copy · {} files, {} lines</p>",
-        t.findings, t.errors, t.warnings, t.notes, t.buffers, t.copies, t.zero_copy, t.files, t.lines
+        t.findings,
+        t.errors,
+        t.warnings,
+        t.notes,
+        t.buffers,
+        t.copies,
+        t.zero_copy,
+        t.files,
+        t.lines
     );
     filters(report, &mut out);
     bars(report, &mut out);
@@ -28,7 +36,12 @@ pub fn html(report: &Report) -> String {
     if !report.skipped.is_empty() {
         out.push_str("<h2>Not audited</h2><ul>");
         for skipped in &report.skipped {
-            let _ = write!(out, "<li><code>{}</code>: {}</li>", escape(&skipped.file), escape(&skipped.reason));
+            let _ = write!(
+                out,
+                "<li><code>{}</code>: {}</li>",
+                escape(&skipped.file),
+                escape(&skipped.reason)
+            );
         }
         out.push_str("</ul>");
     }
@@ -45,15 +58,21 @@ fn filters(report: &Report, out: &mut String) {
         report.findings.iter().map(|f| (f.rule.as_str(), f.rule.rule().name)).collect();
     rules.sort_unstable();
     rules.dedup();
-    out.push_str("<form id=\"filters\"><label>File <select id=\"file\"><option value=\"\">all</option>");
+    out.push_str(
+        "<form id=\"filters\"><label>File <select id=\"file\"><option value=\"\">all</option>",
+    );
     for file in files {
         let _ = write!(out, "<option>{}</option>", escape(file));
     }
-    out.push_str("</select></label> <label>Rule <select id=\"rule\"><option value=\"\">all</option>");
+    out.push_str(
+        "</select></label> <label>Rule <select id=\"rule\"><option value=\"\">all</option>",
+    );
     for (code, name) in rules {
         let _ = write!(out, "<option value=\"{code}\">{code} {name}</option>");
     }
-    out.push_str("</select></label> <label>Severity <select id=\"severity\"><option value=\"\">all</option>");
+    out.push_str(
+        "</select></label> <label>Severity <select id=\"severity\"><option value=\"\">all</option>",
+    );
     for severity in [Severity::Error, Severity::Warning, Severity::Note] {
         let _ = write!(out, "<option>{severity}</option>");
     }
@@ -82,10 +101,14 @@ fn bars(report: &Report, out: &mut String) {
         for (class, count) in [("error", errors), ("warning", warnings), ("note", notes)] {
             if count > 0 {
                 let percent = count as f64 * 100.0 / most as f64;
-                let _ = write!(out, "<i class=\"{class}\" style=\"width:{percent:.2}%\" title=\"{count} {class}s\"></i>");
+                let _ = write!(
+                    out,
+                    "<i class=\"{class}\" style=\"width:{percent:.2}%\" title=\"{count} {class}s\"></i>"
+                );
             }
         }
-        let _ = write!(out, "</span><span class=\"n\">{}</span></button>", notes + warnings + errors);
+        let _ =
+            write!(out, "</span><span class=\"n\">{}</span></button>", notes + warnings + errors);
     }
     out.push_str("</div>");
 }
@@ -116,7 +139,12 @@ fn marked(finding: &Finding) -> String {
     let start = finding.column.saturating_sub(1).min(line.len());
     let end = finding.end_column.saturating_sub(1).clamp(start, line.len());
     let text = |range: &[char]| escape(&range.iter().collect::<String>());
-    format!("{}<mark>{}</mark>{}", text(&line[..start]), text(&line[start..end]), text(&line[end..]))
+    format!(
+        "{}<mark>{}</mark>{}",
+        text(&line[..start]),
+        text(&line[start..end]),
+        text(&line[end..])
+    )
 }
 
 fn buffers(report: &Report, out: &mut String) {

@@ -6,8 +6,10 @@ use super::Report;
 /// `files` and `totals`.
 pub fn json(report: &Report) -> String {
     // Strings, numbers and lists of them always serialise.
-    serde_json::to_string_pretty(report).map(|mut s| {
-        s.push('\n');
-        s
-    }).unwrap_or_default()
+    serde_json::to_string_pretty(report)
+        .map(|mut s| {
+            s.push('\n');
+            s
+        })
+        .unwrap_or_default()
 }

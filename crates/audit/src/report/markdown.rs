@@ -40,7 +40,10 @@ fn storage(report: &Report, out: &mut String) {
         let mut at = 0;
         while at < rows.len() {
             let function = &rows[at].function;
-            let end = rows[at..].iter().position(|r| r.function != *function).map_or(rows.len(), |n| at + n);
+            let end = rows[at..]
+                .iter()
+                .position(|r| r.function != *function)
+                .map_or(rows.len(), |n| at + n);
             let _ = write!(out, "\nFunction: `{function}` (around line {})\n\n", rows[at].line);
             out.push_str("| Buffer | Current mode | Purpose | Access pattern | Suggested mode |\n");
             out.push_str("| --- | --- | --- | --- | --- |\n");
@@ -99,7 +102,11 @@ fn copies(report: &Report, out: &mut String) {
     }
     let _ = writeln!(out, "- {} bindings without a copy.", report.zero_copy.len());
     if !report.skipped.is_empty() {
-        let _ = writeln!(out, "- {} files or parts of files were not audited (see the end).", report.skipped.len());
+        let _ = writeln!(
+            out,
+            "- {} files or parts of files were not audited (see the end).",
+            report.skipped.len()
+        );
     }
     out.push_str("\n## Findings by file\n");
     for file in &report.files {
@@ -107,16 +114,25 @@ fn copies(report: &Report, out: &mut String) {
         let here: Vec<&CopyRow> = report.copies.iter().filter(|c| c.file == *file).collect();
         for copy in &here {
             let hot = if copy.in_hot_path { ", on a hot path" } else { "" };
-            let advice = if copy.avoidable { format!(" Instead: {}.", copy.instead) } else { String::new() };
+            let advice =
+                if copy.avoidable { format!(" Instead: {}.", copy.instead) } else { String::new() };
             let _ = writeln!(
                 out,
                 "- `{}` (line {}): {} ({}{hot}; {}).{advice}",
-                copy.function, copy.line, copy.what, copy.direction.name(), copy.rule
+                copy.function,
+                copy.line,
+                copy.what,
+                copy.direction.name(),
+                copy.rule
             );
         }
         let right: Vec<_> = report.zero_copy.iter().filter(|z| z.file == *file).collect();
         for zero in &right {
-            let _ = writeln!(out, "- `{}` (line {}): {} (zero-copy).", zero.function, zero.line, zero.what);
+            let _ = writeln!(
+                out,
+                "- `{}` (line {}): {} (zero-copy).",
+                zero.function, zero.line, zero.what
+            );
         }
         if here.is_empty() && right.is_empty() {
             out.push_str("- No copies found.\n");
@@ -128,7 +144,13 @@ fn copies(report: &Report, out: &mut String) {
         by_rule.entry(copy.rule).or_default().push(copy);
     }
     let mut patterns: Vec<_> = by_rule.into_iter().collect();
-    patterns.sort_by_key(|(code, rows)| (std::cmp::Reverse(rows.iter().filter(|r| r.in_hot_path).count()), std::cmp::Reverse(rows.len()), *code));
+    patterns.sort_by_key(|(code, rows)| {
+        (
+            std::cmp::Reverse(rows.iter().filter(|r| r.in_hot_path).count()),
+            std::cmp::Reverse(rows.len()),
+            *code,
+        )
+    });
     if patterns.is_empty() {
         out.push_str("- None.\n");
     }

@@ -83,7 +83,10 @@ fn result(finding: &Finding, suppressed: Option<&str>) -> Value {
         "properties": { "confidence": finding.confidence.name() },
     });
     if let (Some(reason), Some(object)) = (suppressed, value.as_object_mut()) {
-        object.insert("suppressions".into(), json!([{ "kind": "inSource", "justification": reason }]));
+        object.insert(
+            "suppressions".into(),
+            json!([{ "kind": "inSource", "justification": reason }]),
+        );
     }
     value
 }
@@ -97,7 +100,9 @@ fn uri(path: &str) -> String {
     }
     for byte in path.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => out.push(byte as char),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(byte as char)
+            }
             _ => out.push_str(&format!("%{byte:02X}")),
         }
     }

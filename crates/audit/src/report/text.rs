@@ -59,15 +59,14 @@ fn snippet(finding: &Finding) -> Vec<Group<'_>> {
     let start = bytes(finding.column);
     let end = bytes(finding.end_column).max(start);
     vec![
-        level
-            .primary_title(finding.message.as_str())
-            .id(finding.rule.as_str())
-            .element(
-                Snippet::source(finding.source_line.as_str())
-                    .line_start(finding.line)
-                    .path(finding.file.as_str())
-                    .annotation(AnnotationKind::Primary.span(start..end).label(finding.confidence.name())),
-            ),
+        level.primary_title(finding.message.as_str()).id(finding.rule.as_str()).element(
+            Snippet::source(finding.source_line.as_str())
+                .line_start(finding.line)
+                .path(finding.file.as_str())
+                .annotation(
+                    AnnotationKind::Primary.span(start..end).label(finding.confidence.name()),
+                ),
+        ),
         Group::with_title(Level::HELP.secondary_title(finding.help.as_str())),
     ]
 }

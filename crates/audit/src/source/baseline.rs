@@ -68,9 +68,10 @@ impl Baseline {
     /// [`BaselineError`] when the file cannot be read or is not a baseline.
     pub fn read(path: &Path) -> Result<Self, BaselineError> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| BaselineError::Io { path: name.clone(), source })?;
-        let disk: OnDisk =
-            serde_json::from_str(&text).map_err(|source| BaselineError::Format { path: name.clone(), source })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| BaselineError::Io { path: name.clone(), source })?;
+        let disk: OnDisk = serde_json::from_str(&text)
+            .map_err(|source| BaselineError::Format { path: name.clone(), source })?;
         if disk.version != VERSION {
             return Err(BaselineError::Version { path: name, found: disk.version });
         }

@@ -65,11 +65,13 @@ impl Config {
     /// [`ConfigError`] when the file cannot be read, is not TOML or has unknown keys.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Io { path: name.clone(), source })?;
-        let mut config: Self =
-            toml::from_str(&text).map_err(|e| ConfigError::Format { path: name.clone(), source: Box::new(e) })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Io { path: name.clone(), source })?;
+        let mut config: Self = toml::from_str(&text)
+            .map_err(|e| ConfigError::Format { path: name.clone(), source: Box::new(e) })?;
         for rule in &config.ignore {
-            rule.parse::<Code>().map_err(|source| ConfigError::Rule { path: name.clone(), source })?;
+            rule.parse::<Code>()
+                .map_err(|source| ConfigError::Rule { path: name.clone(), source })?;
         }
         if let (Some(baseline), Some(folder)) = (&config.baseline, path.parent()) {
             config.baseline = Some(folder.join(baseline));

@@ -113,7 +113,11 @@ fn read(file: &walk::Found) -> Result<Text, Skipped> {
     let path = file.path.to_string_lossy().replace('\\', "/");
     let skip = |reason: String| Skipped { file: path.clone(), reason, whole_file: true };
     if file.bytes > walk::MAX_BYTES {
-        return Err(skip(format!("{} bytes; files up to {} are audited", file.bytes, walk::MAX_BYTES)));
+        return Err(skip(format!(
+            "{} bytes; files up to {} are audited",
+            file.bytes,
+            walk::MAX_BYTES
+        )));
     }
     let bytes = std::fs::read(&file.path).map_err(|e: io::Error| skip(e.to_string()))?;
     let relevant = walk::is_relevant(file.language, &bytes);
@@ -153,7 +157,8 @@ fn audit_texts(texts: &[Text], skipped: Vec<Skipped>, options: &Options) -> Repo
 fn audit_here(texts: &[Text], mut skipped: Vec<Skipped>, options: &Options) -> Report {
     let lines: usize = texts.par_iter().map(|t| Lines::new(&t.text).count()).sum();
     let first: Vec<&Text> = texts.iter().filter(|t| t.relevant).collect();
-    let mut lowered: Vec<Result<SourceModule<'_>, Skipped>> = first.par_iter().map(|t| lower(t)).collect();
+    let mut lowered: Vec<Result<SourceModule<'_>, Skipped>> =
+        first.par_iter().map(|t| lower(t)).collect();
     // Constants and helpers may be imported from files that mention no Metal themselves.
     let imported: HashSet<&str> = lowered
         .iter()
@@ -232,20 +237,35 @@ fn lower(text: &Text) -> Result<SourceModule<'_>, Skipped> {
             k
         }));
     }
-    Ok(SourceModule { path: text.path.clone(), language: text.language, source, original, aligned, module, kernels })
+    Ok(SourceModule {
+        path: text.path.clone(),
+        language: text.language,
+        source,
+        original,
+        aligned,
+        module,
+        kernels,
+    })
 }
 
 impl Report {
     fn sort(&mut self) {
-        self.buffers.sort_by(|a, b| (&a.file, a.line, a.column, &a.buffer).cmp(&(&b.file, b.line, b.column, &b.buffer)));
-        self.copies.sort_by(|a, b| (&a.file, a.line, a.column, a.rule).cmp(&(&b.file, b.line, b.column, b.rule)));
+        self.buffers.sort_by(|a, b| {
+            (&a.file, a.line, a.column, &a.buffer).cmp(&(&b.file, b.line, b.column, &b.buffer))
+        });
+        self.copies.sort_by(|a, b| {
+            (&a.file, a.line, a.column, a.rule).cmp(&(&b.file, b.line, b.column, b.rule))
+        });
         self.zero_copy.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
-        self.findings.sort_by(|a, b| (&a.file, a.line, a.column, a.rule).cmp(&(&b.file, b.line, b.column, b.rule)));
+        self.findings.sort_by(|a, b| {
+            (&a.file, a.line, a.column, a.rule).cmp(&(&b.file, b.line, b.column, b.rule))
+        });
         self.skipped.sort_by(|a, b| a.file.cmp(&b.file));
     }
 
     fn count(&mut self) {
-        let of = |severity: Severity| self.findings.iter().filter(|f| f.severity == severity).count();
+        let of =
+            |severity: Severity| self.findings.iter().filter(|f| f.severity == severity).count();
         self.totals = Totals {
             buffers: self.buffers.len(),
             copies: self.copies.len(),

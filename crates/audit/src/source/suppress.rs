@@ -32,7 +32,8 @@ pub(super) fn apply(project: &Project<'_>, report: &mut Report) {
     for mut finding in findings {
         let holds = by_file.get(finding.file.as_str()).and_then(|list| {
             list.iter().find(|a| {
-                let here = a.until.is_none_or(|until| a.line <= finding.line && finding.line <= until);
+                let here =
+                    a.until.is_none_or(|until| a.line <= finding.line && finding.line <= until);
                 here && (a.all || a.codes.contains(&finding.rule))
             })
         });
@@ -41,7 +42,10 @@ pub(super) fn apply(project: &Project<'_>, report: &mut Report) {
                 report.suppressed.push(Suppressed { finding, reason: a.reason.clone() });
             }
             Some(a) => {
-                finding.help = format!("{}; the suppression in line {} gives no reason, so it does not hold", finding.help, a.line);
+                finding.help = format!(
+                    "{}; the suppression in line {} gives no reason, so it does not hold",
+                    finding.help, a.line
+                );
                 report.findings.push(finding);
             }
             None => report.findings.push(finding),
@@ -64,10 +68,13 @@ fn allowances(source: &str) -> Vec<Allowance> {
             Some(rest) => (rest, true),
             None => (rest, false),
         };
-        let Some((list, after)) = rest.strip_prefix('(').and_then(|r| r.split_once(')')) else { continue };
+        let Some((list, after)) = rest.strip_prefix('(').and_then(|r| r.split_once(')')) else {
+            continue;
+        };
         let codes: Vec<Code> = list.split(',').filter_map(|c| c.trim().parse().ok()).collect();
         let all = list.trim() == "all";
-        let reason = after.trim().trim_start_matches([':', '-', '—']).trim().trim_end_matches("*/").trim();
+        let reason =
+            after.trim().trim_start_matches([':', '-', '—']).trim().trim_end_matches("*/").trim();
         // A comment on its own line speaks of the next line that is code.
         let alone = before.trim_start_matches(['#', '/', '*', '!', ' ', '\t']).is_empty();
         let until = if whole_file {
@@ -92,8 +99,13 @@ mod tests {
 
     #[test]
     fn a_comment_holds_for_its_line_or_for_the_next_line_of_code() {
-        let found = allowances("a = 1  # marlin: allow(MS003): read by hand\n# marlin: allow(MC001, MC002): once\n\n# more\nb = 2\n");
-        assert_eq!((found[0].line, found[0].until, found[0].codes.as_slice()), (1, Some(1), &[Code::MS003][..]));
+        let found = allowances(
+            "a = 1  # marlin: allow(MS003): read by hand\n# marlin: allow(MC001, MC002): once\n\n# more\nb = 2\n",
+        );
+        assert_eq!(
+            (found[0].line, found[0].until, found[0].codes.as_slice()),
+            (1, Some(1), &[Code::MS003][..])
+        );
         assert_eq!(found[0].reason, "read by hand");
         assert_eq!((found[1].line, found[1].until), (2, Some(5)));
         assert_eq!(found[1].codes, [Code::MC001, Code::MC002]);

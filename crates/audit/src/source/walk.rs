@@ -56,7 +56,9 @@ pub(super) fn files(paths: &[PathBuf], exclude: &[String]) -> Result<Vec<Found>,
         globs.add(Glob::new(&anywhere).map_err(bad)?);
         globs.add(Glob::new(&format!("{}/**", glob.trim_end_matches('/'))).map_err(bad)?);
     }
-    let globs = globs.build().map_err(|e| WalkError::Glob { glob: String::new(), reason: e.to_string() })?;
+    let globs = globs
+        .build()
+        .map_err(|e| WalkError::Glob { glob: String::new(), reason: e.to_string() })?;
     let mut out = Vec::new();
     let mut seen = HashSet::new();
     for path in paths {
@@ -101,7 +103,9 @@ fn language(path: &Path) -> Option<Language> {
         "rs" => Language::Rust,
         "m" => Language::ObjectiveC,
         "mm" => Language::ObjectiveCpp,
-        "c" | "cc" | "cpp" | "cxx" | "c++" | "h" | "hh" | "hpp" | "hxx" | "inl" | "ipp" => Language::Cpp,
+        "c" | "cc" | "cpp" | "cxx" | "c++" | "h" | "hh" | "hpp" | "hxx" | "inl" | "ipp" => {
+            Language::Cpp
+        }
         "swift" => Language::Swift,
         "metal" => Language::Metal,
         _ => return None,
@@ -113,10 +117,15 @@ pub(super) fn refine(language: Language, text: &str) -> Language {
     if language != Language::Cpp {
         return language;
     }
-    let objective = text.contains("@interface") || text.contains("@implementation") || text.contains("@protocol");
-    let shader = text.contains("[[buffer(") || text.contains("[[kernel]]") || text.contains("using namespace metal");
+    let objective = text.contains("@interface")
+        || text.contains("@implementation")
+        || text.contains("@protocol");
+    let shader = text.contains("[[buffer(")
+        || text.contains("[[kernel]]")
+        || text.contains("using namespace metal");
     if objective {
-        let cpp = text.contains("namespace ") || text.contains("template") || text.contains("std::");
+        let cpp =
+            text.contains("namespace ") || text.contains("template") || text.contains("std::");
         return if cpp { Language::ObjectiveCpp } else { Language::ObjectiveC };
     }
     if shader && !text.contains("newBuffer") { Language::Metal } else { language }
@@ -124,13 +133,30 @@ pub(super) fn refine(language: Language, text: &str) -> Language {
 
 /// Words without which a file has nothing to audit.
 const COMMON: &[&str] = &["MTL", "torageMode", "kernel void", "[[buffer(", "[[kernel]]"];
-const PYTHON: &[&str] = &["import torch", "from torch", "import mlx", "from mlx", "import Metal", "from Metal", "newBuffer"];
+const PYTHON: &[&str] = &[
+    "import torch",
+    "from torch",
+    "import mlx",
+    "from mlx",
+    "import Metal",
+    "from Metal",
+    "newBuffer",
+];
 const RUST: &[&str] = &[
-    "candle", "wgpu", "objc2_metal", "metal::", "new_buffer", "newBuffer", "set_buffer", "set_params!", "BufferUsages",
+    "candle",
+    "wgpu",
+    "objc2_metal",
+    "metal::",
+    "new_buffer",
+    "newBuffer",
+    "set_buffer",
+    "set_params!",
+    "BufferUsages",
     "wait_until_completed",
 ];
 const C_LIKE: &[&str] = &["newBuffer", "setBuffer", "dispatchThread", "waitUntilCompleted"];
-const SWIFT: &[&str] = &["makeBuffer", "import Metal", "setBuffer", "waitUntilCompleted", "contents()"];
+const SWIFT: &[&str] =
+    &["makeBuffer", "import Metal", "setBuffer", "waitUntilCompleted", "contents()"];
 
 pub(super) fn is_relevant(language: Language, bytes: &[u8]) -> bool {
     struct Finders {
@@ -141,7 +167,12 @@ pub(super) fn is_relevant(language: Language, bytes: &[u8]) -> bool {
     }
     static FINDERS: LazyLock<Finders> = LazyLock::new(|| {
         let finder = |own: &[&str]| AhoCorasick::new(COMMON.iter().chain(own)).ok();
-        Finders { python: finder(PYTHON), rust: finder(RUST), c_like: finder(C_LIKE), swift: finder(SWIFT) }
+        Finders {
+            python: finder(PYTHON),
+            rust: finder(RUST),
+            c_like: finder(C_LIKE),
+            swift: finder(SWIFT),
+        }
     });
     let finder = match language {
         Language::Metal => return true,

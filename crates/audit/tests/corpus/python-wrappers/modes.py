@@ -1,0 +1,2 @@
+SHARED = 0
+PRIVATE = 32
