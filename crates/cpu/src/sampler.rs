@@ -131,8 +131,7 @@ fn draw(
     candidates: &mut Vec<Candidate>,
 ) -> u32 {
     let n = logits.len();
-    // SAFETY (this and the next two calls): the slice is readable for its length; the
-    // table is this processor's.
+    // SAFETY: the slice is readable for its length; the table is this processor's.
     let greatest = unsafe { (kernels.max)(logits.as_ptr(), n) };
     if !greatest.is_finite() {
         // Nothing to choose from by probability.

@@ -4,8 +4,8 @@ use std::sync::PoisonError;
 
 use marlin_backend::Tensor;
 
-use super::{CpuExecutor, LOCAL_ROWS};
 use super::plan::StageKind;
+use super::{CpuExecutor, LOCAL_ROWS};
 use crate::pool::Worker;
 use crate::sampler::sample;
 use crate::weight::CpuWeight;

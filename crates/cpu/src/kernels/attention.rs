@@ -253,8 +253,8 @@ unsafe fn rows<S: Simd, E: KvElement, const Q: usize>(
                 }
                 for j in 0..LANES {
                     let v = E::load::<S>(values.add((j * dim + c) * E::BYTES));
-                    for i in 0..Q {
-                        acc[i] = S::fma(v, S::splat(weights[i][j]), acc[i]);
+                    for (acc, weights) in acc.iter_mut().zip(&weights) {
+                        *acc = S::fma(v, S::splat(weights[j]), *acc);
                     }
                 }
                 for (i, &acc) in acc.iter().enumerate() {

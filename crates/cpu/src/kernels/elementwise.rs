@@ -116,7 +116,7 @@ pub(crate) unsafe fn arg_max<S: Simd>(x: *const f32, n: usize) -> usize {
                 let b = S::max(S::load(x.add(i + 2 * LANES)), S::load(x.add(i + 3 * LANES)));
                 let greatest = S::max_lane(S::max(a, b));
                 // A NaN may hide a greater value from a vector maximum: look closer then.
-                !(greatest <= best)
+                greatest > best || greatest.is_nan()
             } else {
                 true
             };

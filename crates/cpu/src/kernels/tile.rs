@@ -346,7 +346,8 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const T: usize>(
     let x = &call.x;
     let has_min = layout.min != TileMin::None;
     // Signed 8-bit products have no offset to undo.
-    let has_bias = !(C::DOT_BITS == 8 && S::SIGNED_8BIT) && !x.biases.is_null();
+    let signed = C::DOT_BITS == 8 && S::SIGNED_8BIT;
+    let has_bias = !signed && !x.biases.is_null();
     // SAFETY: the caller vouches for the tile, the activations of `tokens` rows, the
     // expanded header and the room for the products.
     unsafe {
@@ -403,12 +404,13 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const T: usize>(
             } else {
                 let scale = S::load(scales);
                 let min = if has_min { S::load(mins) } else { scale };
+                let step = if S::PAIRS && T.is_multiple_of(2) { 2 } else { 1 };
                 let mut i = 0;
                 while i < T {
                     let row = t + i;
                     let quads = x.codes.add(row * x.code_stride + b * TILE_K);
                     let start = if has_bias { *x.biases.add(row * x.bias_stride + b) } else { 0 };
-                    if S::PAIRS && T % 2 == 0 {
+                    if step == 2 {
                         let next = row + 1;
                         let start1 =
                             if has_bias { *x.biases.add(next * x.bias_stride + b) } else { 0 };
@@ -420,11 +422,10 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const T: usize>(
                         let dot = dot::<S, C, 8>(start, &w, quads);
                         acc[i] = scaled::<S>(acc[i], dot, scale, x, row, b);
                     }
-                    let step = if S::PAIRS && T % 2 == 0 { 2 } else { 1 };
                     if has_min {
-                        for j in i..i + step {
-                            let sum = S::splat(*x.sums.add((t + j) * x.sum_stride + b));
-                            acc[j] = S::fma(min, sum, acc[j]);
+                        for (row, acc) in (row..).zip(&mut acc[i..i + step]) {
+                            let sum = S::splat(*x.sums.add(row * x.sum_stride + b));
+                            *acc = S::fma(min, sum, *acc);
                         }
                     }
                     i += step;
