@@ -129,8 +129,8 @@ impl CpuBackend {
         let Inner { pool, kernels, .. } = &*self.inner;
         let bytes = PER_THREAD * pool.threads();
         // Not part of any run, so in a book of its own.
-        let Ok(buffer) = Buffer::new(&Ledger::new(), "ceiling", AccessPattern::DEVICE_ONLY, bytes)
-        else {
+        let pattern = AccessPattern::DEVICE_ONLY.with_initial_data();
+        let Ok(buffer) = Buffer::new(&Ledger::new(), "ceiling", pattern, bytes) else {
             return f64::NAN;
         };
         // SAFETY: the buffer is ours; touching its pages makes them real memory.

@@ -11,11 +11,18 @@ const ALIGNMENT: usize = 64;
 /// From this size on, huge pages are asked for: streaming reads then miss the TLB once per
 /// 2 MiB instead of once per 4 KiB.
 const HUGE: usize = 4 << 20;
+/// A huge page of x86-64 and AArch64.
+const HUGE_PAGE: usize = 2 << 20;
 
-/// Zeroed, aligned bytes. Pages that are never touched take no memory.
+/// Zeroed, aligned bytes. Pages that are never touched take no memory: a KV cache for a long
+/// context costs what the text so far needs.
 pub(crate) struct Buffer {
-    data: NonNull<u8>,
+    /// What the allocator gave.
+    base: NonNull<u8>,
     layout: Layout,
+    /// The first aligned byte of it.
+    data: NonNull<u8>,
+    len: usize,
     tally: BufferTally,
 }
 
@@ -37,16 +44,24 @@ impl Buffer {
         let name = name.into();
         let out_of_memory =
             || BackendError::OutOfMemory { what: name.clone(), bytes: bytes as u64 };
-        let size = bytes.max(1).checked_next_multiple_of(ALIGNMENT).ok_or_else(out_of_memory)?;
-        let alignment = if size >= HUGE { 2 << 20 } else { ALIGNMENT };
-        let layout = Layout::from_size_align(size, alignment).map_err(|_| out_of_memory())?;
+        let len = bytes.max(1).checked_next_multiple_of(ALIGNMENT).ok_or_else(out_of_memory)?;
+        // Only where all of it will be used: a huge page is touched whole.
+        let huge = len >= HUGE && pattern.initial_data;
+        let alignment = if huge { HUGE_PAGE } else { ALIGNMENT };
+        // Aligned here and not by the allocator, which would write zeros to every page of an
+        // over-aligned block, while pages fresh from the system are zero already.
+        let size = len.checked_add(alignment).ok_or_else(out_of_memory)?;
+        let layout = Layout::from_size_align(size, 1).map_err(|_| out_of_memory())?;
         // SAFETY: the layout's size is not zero.
-        let data = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
-        if size >= HUGE {
-            advise_huge(data, size);
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
+        let offset = base.as_ptr().align_offset(alignment).min(alignment);
+        // SAFETY: the offset is at most `alignment`, which is how much longer the block is.
+        let data = unsafe { base.add(offset) };
+        if huge {
+            advise_huge(data, len);
         }
         let tally = ledger.buffer(name, pattern, bytes as u64);
-        Ok(Self { data, layout, tally })
+        Ok(Self { base, layout, data, len, tally })
     }
 
     pub(crate) fn as_ptr<T>(&self) -> *mut T {
@@ -55,7 +70,7 @@ impl Buffer {
 
     /// Bytes, rounded up to the alignment.
     pub(crate) fn len(&self) -> usize {
-        self.layout.size()
+        self.len
     }
 
     pub(crate) fn tally(&self) -> &BufferTally {
@@ -66,14 +81,14 @@ impl Buffer {
         // SAFETY: the memory is initialised (zeroed) and lives as long as `self`; callers
         // that write through `as_ptr` do so at other times (weights are written once, at
         // load, before they are shared).
-        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.layout.size()) }
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         // SAFETY: allocated with this layout in `new`.
-        unsafe { dealloc(self.data.as_ptr(), self.layout) }
+        unsafe { dealloc(self.base.as_ptr(), self.layout) }
     }
 }
 
