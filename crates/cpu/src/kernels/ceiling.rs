@@ -59,7 +59,10 @@ pub(crate) unsafe fn multiply<S: Simd>(rounds: u64) -> u64 {
         let mut acc = [S::int_splat(0); CHAINS];
         for _ in 0..rounds {
             for acc in &mut acc {
-                *acc = S::dot::<4, 8>(*acc, &w, x.as_ptr());
+                // Anew for each: otherwise the products, which AVX2 makes apart from the sums,
+                // would be made once for all chains.
+                let x = std::hint::black_box(x).as_ptr();
+                *acc = S::dot::<4, 8>(*acc, &w, x);
             }
         }
         for acc in acc {
