@@ -78,7 +78,7 @@ pub(crate) fn classify(buffer: &Buffer<'_>, target: TargetDevice) -> Verdict {
     } else {
         HostAccess::None
     };
-    let (constant, size) = constant_and_size(buffer);
+    let (constant, size) = constant_and_size(buffer, device);
     let mut pattern = AccessPattern::new(host, device);
     pattern.aliases_host = no_copy;
     // Host data that the host reads back as well is in use by both; only what it writes can be
@@ -201,7 +201,7 @@ fn infer_device(buffer: &Buffer<'_>, host_writes: bool, host_reads: bool) -> Dev
 }
 
 /// Whether the contents are a small constant of one dispatch, and the size in bytes.
-fn constant_and_size(buffer: &Buffer<'_>) -> (bool, Option<u64>) {
+fn constant_and_size(buffer: &Buffer<'_>, device: DeviceAccess) -> (bool, Option<u64>) {
     let constant = buffer.bytes.constant();
     let mut size = buffer.size;
     if size.is_none()
@@ -213,11 +213,12 @@ fn constant_and_size(buffer: &Buffer<'_>) -> (bool, Option<u64>) {
             n => Some(8 * n as u64),
         });
     }
-    let with_bytes = matches!(buffer.site.kind, CreateKind::Bytes);
+    let facts = &buffer.facts;
     let small = size.is_some_and(|s| s <= marlin_placement::INLINE_LIMIT);
-    let is_constant = with_bytes
-        && !buffer.facts.device_writes
-        && (constant.is_some() && small || buffer.facts.constant_space && small || small);
+    // State that starts from a constant is no constant: it must be seen to be bound as input only.
+    let input_only = device == DeviceAccess::Reads && !facts.device_writes && !facts.host_reads;
+    let bound_here = facts.constant_space || facts.escapes.is_empty();
+    let is_constant = buffer.site.kind == CreateKind::Bytes && small && input_only && bound_here;
     (is_constant, size)
 }
 
@@ -291,6 +292,8 @@ fn reason(
     }
     let mut text: String = if unknown {
         "who reads and writes it is out of sight".into()
+    } else if decision.rule == Rule::Unused {
+        "the device gets it and the host was not seen to touch it".into()
     } else if decision.rule == Rule::HostToDevice && target == TargetDevice::AppleSilicon {
         "the host writes and the device reads; on unified memory managed is shared".into()
     } else {

@@ -171,7 +171,9 @@ impl<'p, 's> Collector<'p, 's> {
         if buffer.site.kind != CreateKind::Bytes {
             return;
         }
-        let constant = verdict.inline || buffer.bytes.constant().is_some();
+        let constant = verdict.inline
+            || buffer.bytes.constant().is_some()
+                && verdict.size.is_none_or(|s| s <= marlin_placement::INLINE_LIMIT);
         let rule = if constant { Code::MC001 } else { Code::MC002 };
         let what = match verdict.size {
             Some(size) => format!("{size} bytes are copied into the new buffer `{name}`"),

@@ -140,7 +140,13 @@ pub(crate) fn effects(call: &Call<'_>, language: Language) -> Vec<(Slot, Effect)
         | "as_entire_binding"
         | "as_entire_buffer_binding" => &[(Receiver, DeviceUnknown), (Arg(0), DeviceUnknown)],
         "gpuAddress" | "gpu_address" => &[(Receiver, DeviceUnknown)],
-        "setArgumentBuffer_offset" | "setArgumentBuffer" => &[(Arg(0), DeviceRead)],
+        // The encoder writes resource handles into it on the CPU.
+        "setArgumentBuffer_offset"
+        | "setArgumentBuffer"
+        | "set_argument_buffer"
+        | "setArgumentBuffer_startOffset_arrayElement" => {
+            &[(Arg(0), HostWriteDirect), (Arg(0), DeviceRead)]
+        }
         // Textures over a buffer.
         _ if name.starts_with("replaceRegion")
             || name == "replace" && language == Language::Swift =>

@@ -56,8 +56,17 @@ impl<'s> Eval<'_, 's> {
     pub(crate) fn wait_call(&mut self, call: &Call<'s>, span: Span) -> bool {
         match call.name.as_ref() {
             "waitUntilCompleted" | "wait_until_completed" => {
-                self.copy(Code::MC016, span);
+                let commits = self.commits;
+                let copy = self.copy(Code::MC016, span);
+                if !commits {
+                    copy.what = Some("the CPU waits for what was submitted".into());
+                    copy.avoidable = Some(false);
+                }
                 true
+            }
+            "commit" | "commitAndContinue" => {
+                self.commits = true;
+                false
             }
             "waitUntilScheduled" | "wait_until_scheduled" => true,
             _ => false,

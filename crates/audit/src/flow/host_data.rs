@@ -7,7 +7,8 @@
 
 use std::sync::Arc;
 
-use super::eval::{Eval, constant_name, size_of};
+use super::constant::{constant_name, size_of};
+use super::eval::Eval;
 use super::value::{Atom, Constant, TensorPlace, Value};
 use crate::ir::{Call, Expr, ExprKind, Language, Span};
 use crate::report::Direction;
@@ -70,7 +71,9 @@ impl<'s> Eval<'_, 's> {
             _ => None,
         });
         match module {
-            Some("np" | "numpy" | "cp") => return self.numpy_call(call, args, span),
+            _ if outermost(call) == Some("np") || outermost(call) == Some("numpy") => {
+                return self.numpy_call(call, args, span);
+            }
             Some("torch") => return self.torch_call(call, args, span),
             Some("mps" | "cuda") if call.name == "synchronize" => {
                 self.copy(Code::MC017, span).what =
@@ -136,9 +139,12 @@ impl<'s> Eval<'_, 's> {
                 let of_tensor = first.tensor().is_some();
                 let again = first.is_host_array() || first.is_view();
                 let round_trip = name == "array" && (of_tensor || again);
-                if round_trip
-                    || name == "array" && plain && self.uses(&["mlx"]) && is_variable(call)
-                {
+                // In MLX code an unknown local that is made an array is most often a device array.
+                let local = call.args.first().is_some_and(|a| match a.value.kind {
+                    ExprKind::Name(name) => self.env.get(name).is_some_and(Value::is_unknown),
+                    _ => false,
+                });
+                if round_trip || name == "array" && plain && self.uses(&["mlx"]) && local {
                     let copy = self.copy(Code::MC012, span);
                     copy.what = Some(format!("`np.{name}` copies its argument into a new array"));
                     copy.sure = round_trip;
@@ -519,10 +525,16 @@ fn from_numpy(expr: &Expr<'_>) -> bool {
     }
 }
 
-fn is_variable(call: &Call<'_>) -> bool {
-    call.args
-        .first()
-        .is_some_and(|a| matches!(a.value.kind, ExprKind::Name(_) | ExprKind::Field(..)))
+/// `np` of `np.random.permutation(…)`.
+fn outermost<'s>(call: &Call<'s>) -> Option<&'s str> {
+    let mut receiver = call.receiver.as_ref()?;
+    loop {
+        match &receiver.kind {
+            ExprKind::Name(name) => return Some(name),
+            ExprKind::Field(object, _) => receiver = object,
+            _ => return None,
+        }
+    }
 }
 
 fn dtype_size(expr: &Expr<'_>) -> Option<u64> {

@@ -6,16 +6,22 @@
 //! over all functions cover wrappers of wrappers. Fields and globals are held in one heap and looked
 //! up when all functions are done ([`attribute`]).
 
+mod apply;
+mod assign;
 pub(crate) mod attribute;
 mod bind;
 mod calls;
+mod constant;
 mod copies;
+mod creation;
 pub(crate) mod eval;
+mod expr;
 mod host_data;
 pub(crate) mod hot;
 mod mentions;
 pub(crate) mod project;
 pub(crate) mod summary;
+mod unresolved;
 pub(crate) mod value;
 
 use rayon::prelude::*;

@@ -387,7 +387,8 @@ impl<'s> Value<'s> {
         out
     }
 
-    /// This value with every creation site seen through the call at `via`.
+    /// This value with every creation site that it hands out seen through the call at `via`.
+    /// A struct keeps its own: making an object is no way of making a buffer.
     pub(crate) fn seen_via(&self, via: Pos) -> Self {
         self.map(|atom| {
             Some(match atom {
@@ -399,12 +400,22 @@ impl<'s> Value<'s> {
                 Atom::List(items) => {
                     Atom::List(Arc::new(items.iter().map(|v| v.seen_via(via)).collect()))
                 }
-                Atom::Record(entries) => Atom::Record(Arc::new(
-                    entries.iter().map(|(k, v)| (*k, v.seen_via(via))).collect(),
-                )),
                 other => other.clone(),
             })
         })
+    }
+
+    /// The creation sites that this value hands out: itself or in lists, not in structs.
+    pub(crate) fn handed_out(&self) -> Vec<SiteId> {
+        let mut out = Vec::new();
+        for atom in &self.atoms {
+            match atom {
+                Atom::Place { root: Root::Site(site), .. } => out.push(*site),
+                Atom::List(items) => out.extend(items.iter().flat_map(Value::handed_out)),
+                _ => {}
+            }
+        }
+        out
     }
 
     /// Every creation site in this value, lists included.

@@ -6,11 +6,16 @@
 
 mod c_family;
 mod c_family_expr;
+mod c_family_stmt;
 mod objcpp;
+mod objcpp_tokens;
 mod preprocess;
 mod python;
 mod rust;
+mod rust_expr;
+mod rust_macros;
 mod swift;
+mod swift_expr;
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};

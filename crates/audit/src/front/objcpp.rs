@@ -4,6 +4,8 @@
 //! atIndex:1]` → `b->setBuffer_offset_atIndex(x, 0, 1)`), methods become member functions, blocks
 //! become lambdas, and `@` literals lose their sign. Every line stays on its line.
 
+use super::objcpp_tokens::{Kind, Token, partners, tokens};
+
 /// The C++ that stands for `source`, line for line.
 pub(super) fn to_cpp(source: &str) -> String {
     let tokens = tokens(source);
@@ -19,126 +21,6 @@ pub(super) fn to_cpp(source: &str) -> String {
     rewriter.rewrite(0, end, false);
     rewriter.gap_to(source.len());
     rewriter.out
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Word,
-    Number,
-    Text,
-    Directive,
-    Punct,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Token {
-    start: usize,
-    end: usize,
-    kind: Kind,
-}
-
-fn tokens(source: &str) -> Vec<Token> {
-    let bytes = source.as_bytes();
-    let mut out = Vec::new();
-    let mut at = 0;
-    let mut line_start = true;
-    while at < bytes.len() {
-        let rest = &bytes[at..];
-        let byte = bytes[at];
-        if byte.is_ascii_whitespace() {
-            line_start |= byte == b'\n';
-            at += 1;
-            continue;
-        }
-        if rest.starts_with(b"//") {
-            at += rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
-            continue;
-        }
-        if rest.starts_with(b"/*") {
-            at += rest.windows(2).skip(2).position(|w| w == b"*/").map_or(rest.len(), |p| p + 4);
-            continue;
-        }
-        let (len, kind) = if byte == b'#' && line_start {
-            (directive_len(rest), Kind::Directive)
-        } else if rest.starts_with(b"R\"") {
-            (raw_string_len(rest), Kind::Text)
-        } else if byte == b'"' || byte == b'\'' {
-            (quoted_len(rest, byte), Kind::Text)
-        } else if byte.is_ascii_digit() {
-            let word = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'\'');
-            (rest.iter().position(|b| !word(b)).unwrap_or(rest.len()), Kind::Number)
-        } else if byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80 {
-            let word = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80;
-            (rest.iter().position(|b| !word(b)).unwrap_or(rest.len()), Kind::Word)
-        } else {
-            let two = matches!(rest.get(..2), Some(b"::" | b"->"));
-            (if two { 2 } else { 1 }, Kind::Punct)
-        };
-        line_start = false;
-        out.push(Token { start: at, end: (at + len).min(bytes.len()), kind });
-        at += len.max(1);
-    }
-    out
-}
-
-fn directive_len(rest: &[u8]) -> usize {
-    let mut at = 0;
-    while at < rest.len() {
-        if rest[at] == b'\n' && !(at > 0 && rest[at - 1] == b'\\') {
-            return at;
-        }
-        at += 1;
-    }
-    rest.len()
-}
-
-fn raw_string_len(rest: &[u8]) -> usize {
-    let Some(open) = rest.iter().position(|b| *b == b'(') else { return 2 };
-    let mut close = vec![b')'];
-    close.extend_from_slice(&rest[2..open]);
-    close.push(b'"');
-    rest[open..]
-        .windows(close.len())
-        .position(|w| w == close)
-        .map_or(rest.len(), |p| open + p + close.len())
-}
-
-fn quoted_len(rest: &[u8], quote: u8) -> usize {
-    let mut at = 1;
-    while at < rest.len() && rest[at] != quote && rest[at] != b'\n' {
-        at += if rest[at] == b'\\' { 2 } else { 1 };
-    }
-    (at + 1).min(rest.len())
-}
-
-/// For every bracket, the position of its partner.
-fn partners(tokens: &[Token], source: &str) -> Vec<Option<usize>> {
-    let mut out = vec![None; tokens.len()];
-    let mut open: Vec<(usize, u8)> = Vec::new();
-    for (i, token) in tokens.iter().enumerate() {
-        if token.kind != Kind::Punct {
-            continue;
-        }
-        match source.as_bytes()[token.start] {
-            b @ (b'(' | b'[' | b'{') => open.push((i, b)),
-            b @ (b')' | b']' | b'}') => {
-                let wanted = match b {
-                    b')' => b'(',
-                    b']' => b'[',
-                    _ => b'{',
-                };
-                // An unbalanced bracket must not mispair everything after it.
-                if let Some(at) = open.iter().rposition(|(_, o)| *o == wanted) {
-                    let (o, _) = open[at];
-                    open.truncate(at);
-                    out[o] = Some(i);
-                    out[i] = Some(o);
-                }
-            }
-            _ => {}
-        }
-    }
-    out
 }
 
 struct Rewriter<'s> {
@@ -651,27 +533,25 @@ fn is_annotation(word: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn flat(source: &str) -> String {
+    fn squeezed(source: &str) -> String {
+        source.chars().filter(|c| !c.is_whitespace()).collect()
+    }
+
+    fn check(source: &str, expected: &str) {
         let out = to_cpp(source);
         assert_eq!(out.lines().count(), source.lines().count(), "{out}");
-        out.split_whitespace().collect::<Vec<_>>().join(" ")
+        assert_eq!(squeezed(&out), squeezed(expected));
     }
 
     #[test]
     fn messages_become_calls_under_their_selectors() {
-        assert_eq!(
-            flat("[enc setBuffer:b offset:0 atIndex:i+1];"),
-            "enc->setBuffer_offset_atIndex(b, 0, i+1);"
+        check(
+            "[enc setBuffer:b offset:0 atIndex:i+1];",
+            "enc->setBuffer_offset_atIndex(b, 0, i+1);",
         );
-        assert_eq!(
-            flat("id x = [[Foo alloc] initWith:y];"),
-            "id x = ( Foo->alloc())->initWith(y);"
-        );
-        assert_eq!(
-            flat("float *p = (float *)[buf contents];"),
-            "float *p = (float *) buf->contents();"
-        );
-        assert_eq!(flat("[a foo:b ? c : d bar:e];"), "a->foo_bar(b ? c : d ,e);");
+        check("id x = [[Foo alloc] initWith:y];", "id x = (Foo->alloc())->initWith(y);");
+        check("float *p = (float *)[buf contents];", "float *p = (float *)buf->contents();");
+        check("[a foo:b ? c : d bar:e];", "a->foo_bar(b ? c : d, e);");
     }
 
     #[test]
@@ -682,26 +562,22 @@ mod tests {
             "[[nodiscard]] int f();",
             "auto g = [x, y] { };",
         ] {
-            let squeezed = |s: &str| s.chars().filter(|c| !c.is_whitespace()).collect::<String>();
-            assert_eq!(squeezed(&to_cpp(source)), squeezed(source));
+            check(source, source);
         }
     }
 
     #[test]
     fn methods_blocks_and_literals() {
         let source = "@implementation Foo\n- (void)run:(id<MTLBuffer>)b with:(int)n {\n  dispatch(^{ use(@\"x\"); });\n}\n@end\n";
-        assert_eq!(
-            flat(source),
-            "class Foo { __objc_method run_with(id < MTLBuffer > b, int n) { dispatch( [&]{ use( \"x\"); }); } };"
+        check(
+            source,
+            "class Foo { __objc_method run_with(id<MTLBuffer> b, int n) { dispatch([&]{ use(\"x\"); }); } };",
         );
     }
 
     #[test]
     fn interfaces_keep_their_fields() {
         let source = "@interface Foo : NSObject <P> {\n  id<MTLBuffer> _a;\n}\n@property (nonatomic) id<MTLBuffer> b;\n- (void)run;\n@end\n";
-        assert_eq!(
-            flat(source),
-            "class Foo : public NSObject { id<MTLBuffer> _a; id<MTLBuffer> b; };"
-        );
+        check(source, "class Foo : public NSObject { id<MTLBuffer> _a; id<MTLBuffer> b; };");
     }
 }

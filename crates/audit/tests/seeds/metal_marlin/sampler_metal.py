@@ -6,7 +6,7 @@ import Metal
 import numpy as np
 import torch
 
-from .metal_dispatch import KernelLibrary, dispatch
+from .metal_dispatch import KernelLibrary, dispatch, tensor_to_buffer
 
 
 class MetalSampler:
@@ -66,6 +66,7 @@ class MetalSampler:
 
     def softmax(self, logits):
         vocab_buf = self._create_buffer_from_numpy(np.array([self.vocab_size], dtype=np.uint32))
+        probs = torch.empty_like(logits)
         logits_buf = self._mps_tensor_to_buffer(logits.float())
         dispatch(self.library, "softmax_block_max", (8, 1, 1), (1, 1, 1), [logits_buf, self._block_maxes_buf, vocab_buf])
         dispatch(
@@ -74,8 +75,9 @@ class MetalSampler:
         )
         dispatch(
             self.library, "softmax_finish", (self.vocab_size, 1, 1), (256, 1, 1),
-            [logits_buf, self._block_maxes_buf, self._block_sums_buf],
+            [logits_buf, self._block_maxes_buf, self._block_sums_buf, tensor_to_buffer(probs, self._device)],
         )
+        return probs
 
     def top_k(self, probs, k):
         vocab_buf = self._create_buffer_from_numpy(np.array([self.vocab_size], dtype=np.uint32))

@@ -29,9 +29,10 @@ kernel void softmax_block_sum(device const float *logits [[buffer(0)]], device c
     block_sums[b] = exp(logits[b] - block_maxes[0]);
 }
 
-kernel void softmax_finish(device float *logits [[buffer(0)]], device const float *block_maxes [[buffer(1)]],
-                           device const float *block_sums [[buffer(2)]], uint i [[thread_position_in_grid]]) {
-    logits[i] = exp(logits[i] - block_maxes[0]) / block_sums[0];
+kernel void softmax_finish(device const float *logits [[buffer(0)]], device const float *block_maxes [[buffer(1)]],
+                           device const float *block_sums [[buffer(2)]], device float *probs [[buffer(3)]],
+                           uint i [[thread_position_in_grid]]) {
+    probs[i] = exp(logits[i] - block_maxes[0]) / block_sums[0];
 }
 
 kernel void topk(device const float *probs [[buffer(0)]], device float *values [[buffer(1)]],
