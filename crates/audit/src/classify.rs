@@ -176,14 +176,18 @@ fn written_mode(buffer: &Buffer<'_>) -> (Option<WrittenMode>, String, bool) {
 /// What the device most likely does with a buffer that it gets out of sight.
 fn infer_device(buffer: &Buffer<'_>, host_writes: bool, host_reads: bool) -> DeviceAccess {
     let bound = buffer.facts.device_unknown;
+    let name = buffer.site.name.as_deref().unwrap_or("").to_ascii_lowercase();
+    let has = |words: &[&str]| words.iter().any(|w| name.contains(w));
+    // State that starts from host data: kernels count it on.
+    if has(&["seed", "state", "rng", "counter", "accum", "atomic"]) {
+        return DeviceAccess::ReadsWrites;
+    }
     if host_writes && !host_reads {
         return DeviceAccess::Reads;
     }
     if host_reads && !host_writes {
         return DeviceAccess::Writes;
     }
-    let name = buffer.site.name.as_deref().unwrap_or("").to_ascii_lowercase();
-    let has = |words: &[&str]| words.iter().any(|w| name.contains(w));
     if buffer.site.kind == CreateKind::NoCopy {
         return if has(&["out", "result", "dst"]) {
             DeviceAccess::Writes

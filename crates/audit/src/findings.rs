@@ -438,12 +438,7 @@ fn storage_findings(
                 }
                 found(
                     Code::MS001,
-                    format!(
-                        "`{name}` is {} but {}: {}",
-                        v.current_mode,
-                        v.decision.rule.reason(),
-                        v.pattern_text
-                    ),
+                    format!("`{name}` is {}: {}", v.current_mode, v.pattern_text),
                     text,
                 );
             }

@@ -51,6 +51,14 @@ impl Facts {
     }
 
     fn merge(&mut self, other: &Self) {
+        // Seen here and lost there: who else touches it is open.
+        let lost = |facts: &Self| facts.mentioned && facts.untouched();
+        if lost(self) && !other.untouched() || lost(other) && !self.untouched() {
+            let somewhere = "code that was not followed".to_string();
+            if !self.escapes.contains(&somewhere) {
+                self.escapes.push(somewhere);
+            }
+        }
         self.host_writes |= other.host_writes;
         self.host_reads |= other.host_reads;
         self.host_views |= other.host_views;
