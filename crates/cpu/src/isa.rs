@@ -175,7 +175,8 @@ pub(crate) struct Kernels {
     pub(crate) isa: Isa,
     /// Whether products with 8-bit codes take them as signed; see [`Simd::SIGNED_8BIT`].
     pub(crate) signed_8bit: bool,
-    pub(crate) tile: fn(CodeKind, bool) -> TileKernel,
+    /// For a width of codes, groups of 16 or not, and minimums or not.
+    pub(crate) tile: fn(CodeKind, bool, bool) -> TileKernel,
     pub(crate) float: fn(FloatKind) -> FloatKernel,
     pub(crate) quantise_row: unsafe fn(*const f32, usize, &[Bias], &RowOut),
     pub(crate) rms_norm: unsafe fn(*const f32, *const f32, f32, f32, *mut f32, usize),
@@ -201,8 +202,19 @@ macro_rules! table {
             type S = $simd;
 
             $(#[$features])*
-            unsafe fn tile_kernel<C: tile::Codes, const HALVES: bool>(call: &TileCall<'_>) {
-                unsafe { tile::tile::<S, C, HALVES>(call) }
+            unsafe fn tile_kernel<C: tile::Codes, const HALVES: bool, const MIN: bool>(
+                call: &TileCall<'_>,
+            ) {
+                unsafe { tile::tile::<S, C, HALVES, MIN>(call) }
+            }
+
+            fn tile_of<C: tile::Codes>(halves: bool, min: bool) -> TileKernel {
+                match (halves, min) {
+                    (false, false) => tile_kernel::<C, false, false>,
+                    (false, true) => tile_kernel::<C, false, true>,
+                    (true, false) => tile_kernel::<C, true, false>,
+                    (true, true) => tile_kernel::<C, true, true>,
+                }
             }
             $(#[$features])*
             unsafe fn float_kernel<E: float::Element>(call: &FloatCall) {
@@ -257,22 +269,15 @@ macro_rules! table {
                 unsafe { ceiling::multiply::<S>(rounds) }
             }
 
-            fn tile(kind: CodeKind, halves: bool) -> TileKernel {
-                match (kind, halves) {
-                    (CodeKind::Bits2, false) => tile_kernel::<Bits2, false>,
-                    (CodeKind::Bits2, true) => tile_kernel::<Bits2, true>,
-                    (CodeKind::Bits3, false) => tile_kernel::<Bits3, false>,
-                    (CodeKind::Bits3, true) => tile_kernel::<Bits3, true>,
-                    (CodeKind::Bits4, false) => tile_kernel::<Bits4, false>,
-                    (CodeKind::Bits4, true) => tile_kernel::<Bits4, true>,
-                    (CodeKind::Bits5, false) => tile_kernel::<Bits5, false>,
-                    (CodeKind::Bits5, true) => tile_kernel::<Bits5, true>,
-                    (CodeKind::Bits6, false) => tile_kernel::<Bits6, false>,
-                    (CodeKind::Bits6, true) => tile_kernel::<Bits6, true>,
-                    (CodeKind::Bits8, false) => tile_kernel::<Bits8, false>,
-                    (CodeKind::Bits8, true) => tile_kernel::<Bits8, true>,
-                    (CodeKind::Table4, false) => tile_kernel::<Table4, false>,
-                    (CodeKind::Table4, true) => tile_kernel::<Table4, true>,
+            fn tile(kind: CodeKind, halves: bool, min: bool) -> TileKernel {
+                match kind {
+                    CodeKind::Bits2 => tile_of::<Bits2>(halves, min),
+                    CodeKind::Bits3 => tile_of::<Bits3>(halves, min),
+                    CodeKind::Bits4 => tile_of::<Bits4>(halves, min),
+                    CodeKind::Bits5 => tile_of::<Bits5>(halves, min),
+                    CodeKind::Bits6 => tile_of::<Bits6>(halves, min),
+                    CodeKind::Bits8 => tile_of::<Bits8>(halves, min),
+                    CodeKind::Table4 => tile_of::<Table4>(halves, min),
                 }
             }
 

@@ -5,7 +5,7 @@ use marlin_backend::Activation;
 use super::plan::{Combine, LinearPlan, MatrixPlan, Product};
 use super::{CpuExecutor, LOCAL_ROWS, Quantised, TOKEN_BLOCK};
 use crate::kernels::float::{FloatCall, FloatScales};
-use crate::kernels::quantise::{BLOCK, RowOut};
+use crate::kernels::quantise::{BLOCK, PANEL, RowOut};
 use crate::kernels::tile::{Activations, TileCall, prefetch};
 use crate::pool::Worker;
 use crate::weight::Storage;
@@ -60,8 +60,10 @@ impl CpuExecutor {
                 self.prepare_row(plan, row, normed.as_ptr(), quantised);
             }
         } else if plan.norm.is_some() || plan.any_quantised {
-            self.cursors.share(2 * stage, worker.index, rows, 4, |range| {
-                for row in range {
+            // Whole panels: two threads in one would write to the same cache lines.
+            let panels = rows.div_ceil(PANEL);
+            self.cursors.share(2 * stage, worker.index, panels, 1, |range| {
+                for row in range.start * PANEL..rows.min(range.end * PANEL) {
                     self.prepare_row(plan, row, normed.as_ptr(), quantised);
                 }
             });
@@ -119,13 +121,17 @@ impl CpuExecutor {
                 x = out;
             }
             if plan.any_quantised {
-                let biases = plan.biases.len();
+                let lanes = quantised.lanes;
+                let (panel, lane) = (row / lanes, row % lanes);
+                let bias_stride = plan.biases.len() * 2 * blocks * lanes;
+                let first = panel * blocks * lanes;
                 let out = RowOut {
-                    codes: quantised.codes.as_ptr::<i8>().add(row * blocks * BLOCK),
-                    scales: quantised.scales.as_ptr::<f32>().add(row * blocks),
-                    half_sums: quantised.half_sums.as_ptr::<f32>().add(row * 2 * blocks),
-                    sums: quantised.sums.as_ptr::<f32>().add(row * blocks),
-                    biases: quantised.biases.as_ptr::<i32>().add(row * biases * 2 * blocks),
+                    lanes,
+                    codes: quantised.codes.as_ptr::<i8>().add((first + lane) * BLOCK),
+                    scales: quantised.scales.as_ptr::<f32>().add(first + lane),
+                    half_sums: quantised.half_sums.as_ptr::<f32>().add(2 * first + lane),
+                    sums: quantised.sums.as_ptr::<f32>().add(first + lane),
+                    biases: quantised.biases.as_ptr::<i32>().add(panel * bias_stride + lane),
                 };
                 (kernels.quantise_row)(x, plan.cols, &plan.biases, &out);
             }
@@ -196,28 +202,29 @@ impl CpuExecutor {
         unsafe {
             match (matrix.storage(), &matrix.product) {
                 (Storage::Tiles { layout, packed }, Product::Tiles { kernel, bias, halves }) => {
+                    // Blocks of tokens begin with a panel.
                     let q = input.quantised;
-                    let (sums, sum_stride) = if *halves {
-                        (q.half_sums.as_ptr::<f32>(), 2 * blocks)
+                    let panel = first / q.lanes;
+                    let start = panel * blocks * q.lanes;
+                    let sums = if *halves {
+                        q.half_sums.as_ptr::<f32>().add(2 * start)
                     } else {
-                        (q.sums.as_ptr::<f32>(), blocks)
+                        q.sums.as_ptr::<f32>().add(start)
                     };
-                    let bias_stride = plan.biases.len() * 2 * blocks;
+                    let bias_stride = plan.biases.len() * 2 * blocks * q.lanes;
                     let biases = bias.map_or(std::ptr::null(), |b| {
-                        let start = first * bias_stride + b * 2 * blocks;
+                        let start = panel * bias_stride + b * 2 * blocks * q.lanes;
                         q.biases.as_ptr::<i32>().add(start).cast_const()
                     });
                     kernel(&TileCall {
                         layout,
                         tile: packed.as_ptr::<u8>().add(tile * layout.tile_bytes()),
                         x: Activations {
-                            codes: q.codes.as_ptr::<i8>().add(first * blocks * BLOCK),
-                            code_stride: blocks * BLOCK,
-                            scales: q.scales.as_ptr::<f32>().add(first * blocks),
-                            sums: sums.add(first * sum_stride),
+                            lanes: q.lanes,
+                            codes: q.codes.as_ptr::<i8>().add(start * BLOCK),
+                            scales: q.scales.as_ptr::<f32>().add(start),
+                            sums,
                             biases,
-                            scale_stride: blocks,
-                            sum_stride,
                             bias_stride,
                         },
                         tokens,

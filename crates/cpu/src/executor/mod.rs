@@ -20,7 +20,7 @@ use crate::executor::activations::Activations;
 use crate::executor::attention::{KvCache, PartialSums};
 use crate::executor::plan::Plan;
 use crate::executor::work::Cursors;
-use crate::kernels::quantise::BLOCK;
+use crate::kernels::quantise::{BLOCK, PANEL};
 use crate::memory::Buffer;
 use crate::sampler::{SamplerScratch, SequenceState};
 
@@ -82,6 +82,8 @@ unsafe impl Sync for CpuExecutor {}
 
 /// Quantised activations with all their forms of sums (see `kernels::quantise`).
 struct Quantised {
+    /// Rows of a panel.
+    lanes: usize,
     codes: Buffer,
     scales: Buffer,
     half_sums: Buffer,
@@ -94,14 +96,17 @@ impl Quantised {
         ledger: &Ledger,
         name: &str,
         rows: usize,
+        lanes: usize,
         cols: usize,
         biases: usize,
     ) -> Result<Self, BackendError> {
+        let rows = rows.next_multiple_of(lanes);
         let blocks = cols.div_ceil(BLOCK);
         let buffer = |part: &str, bytes| {
             Buffer::new(ledger, format!("{name}.{part}"), AccessPattern::DEVICE_ONLY, bytes)
         };
         Ok(Self {
+            lanes,
             codes: buffer("codes", rows * blocks * BLOCK)?,
             scales: buffer("scales", rows * blocks * 4)?,
             half_sums: buffer("half_sums", rows * blocks * 8)?,
@@ -143,6 +148,7 @@ impl Scratch {
                 ledger,
                 "thread.quantised",
                 LOCAL_ROWS,
+                1,
                 cols,
                 plan.max_biases,
             )?,
@@ -203,6 +209,7 @@ impl CpuExecutor {
                 ledger,
                 "linear.quantised",
                 tokens.max(outputs),
+                PANEL,
                 plan.max_cols,
                 plan.max_biases,
             )?,

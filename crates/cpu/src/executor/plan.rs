@@ -3,11 +3,12 @@
 use marlin_backend::{
     Activation, AttentionSpec, BackendError, Norm, Op, Program, Rope, Rows, Tensor, Weight,
 };
+use marlin_formats::tile::TileMin;
 use marlin_placement::{Ledger, Tally};
 
 use crate::isa::{AppendKernel, AttendKernel, CodeKind, FloatKernel, Kernels, TileKernel};
 use crate::kernels::quantise::{BLOCK, Bias};
-use crate::kernels::tile::table_offset;
+use crate::kernels::tile::{has_bias, table_offset};
 use crate::weight::{CpuWeight, Storage, downcast};
 
 /// A norm with its weight as f32.
@@ -294,7 +295,8 @@ impl LinearPlan {
                 self.any_quantised = true;
                 let halves = layout.group % BLOCK != 0;
                 let offset = layout.table.map_or(layout.offset, table_offset);
-                let needs_bias = offset != 0 && !(layout.bits == 8 && kernels.signed_8bit);
+                let min = layout.min != TileMin::None;
+                let needs_bias = has_bias(layout.bits, min, kernels.signed_8bit);
                 let bias = needs_bias.then(|| {
                     let wanted = Bias { offset, halves };
                     let known = self.biases.iter().position(|b| *b == wanted);
@@ -303,7 +305,7 @@ impl LinearPlan {
                         self.biases.len() - 1
                     })
                 });
-                let kernel = (kernels.tile)(CodeKind::of(layout), halves);
+                let kernel = (kernels.tile)(CodeKind::of(layout), halves, min);
                 Product::Tiles { kernel, bias, halves }
             }
             Storage::Float { kind, .. } => {

@@ -10,6 +10,11 @@ use crate::simd::{LANES, Simd};
 /// Columns of a block of activations.
 pub(crate) const BLOCK: usize = 32;
 
+/// Rows of a panel. A panel holds, for each block, the codes of all its rows one after the
+/// other, then come the next block's; scales and sums likewise. So whatever a register tile
+/// of up to sixteen rows needs of one block lies at constant offsets.
+pub(crate) const PANEL: usize = 16;
+
 /// A way in which the sums are wanted: `-offset · Σ x` for every 32 or 16 columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bias {
@@ -19,18 +24,21 @@ pub(crate) struct Bias {
     pub(crate) halves: bool,
 }
 
-/// Where one row's quantised activations go. All pointers are to the row's own part.
+/// Where one row's quantised activations go: its places in its panel's first block. From
+/// one block to the next it is `lanes` times as far as if the row were alone.
 #[derive(Clone, Copy)]
 pub(crate) struct RowOut {
-    /// `[padded columns]` codes.
+    /// Rows of the panel: 1, or [`PANEL`].
+    pub(crate) lanes: usize,
+    /// Codes, 32 per block.
     pub(crate) codes: *mut i8,
-    /// `[blocks]` scales.
+    /// One scale per block.
     pub(crate) scales: *mut f32,
-    /// `[2 · blocks]` sums `d · Σ x` of 16 columns each.
+    /// Two sums `d · Σ x` of 16 columns per block.
     pub(crate) half_sums: *mut f32,
-    /// `[blocks]` sums `d · Σ x` of 32 columns each.
+    /// One sum `d · Σ x` of 32 columns per block.
     pub(crate) sums: *mut f32,
-    /// For each bias `[2 · blocks]` integers (of which blocks are used without halves).
+    /// For each bias room for two integers per block (of which one is used without halves).
     pub(crate) biases: *mut i32,
 }
 
@@ -65,24 +73,25 @@ pub(crate) unsafe fn quantise_row<S: Simd>(
             let scale = largest / 127.0;
             // A block whose largest value is zero or nearly so: 1/scale would overflow.
             let inverse = if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
-            let codes = out.codes.add(start);
+            let lanes = out.lanes;
+            let codes = out.codes.add(start * lanes);
             S::store_i8(codes, S::mul(low, S::splat(inverse)));
             S::store_i8(codes.add(LANES), S::mul(high, S::splat(inverse)));
             // max() drops NaN, the sum does not.
             let poison = (S::sum(low) + S::sum(high)) * 0.0;
             let scale = scale + poison;
-            *out.scales.add(b) = scale;
+            *out.scales.add(b * lanes) = scale;
             let sums = [sum_i8(codes), sum_i8(codes.add(LANES))];
-            *out.half_sums.add(2 * b) = scale * sums[0] as f32;
-            *out.half_sums.add(2 * b + 1) = scale * sums[1] as f32;
-            *out.sums.add(b) = scale * (sums[0] + sums[1]) as f32;
+            *out.half_sums.add(2 * b * lanes) = scale * sums[0] as f32;
+            *out.half_sums.add((2 * b + 1) * lanes) = scale * sums[1] as f32;
+            *out.sums.add(b * lanes) = scale * (sums[0] + sums[1]) as f32;
             for (i, bias) in biases.iter().enumerate() {
-                let to = out.biases.add(i * 2 * blocks);
+                let to = out.biases.add(i * 2 * blocks * lanes);
                 if bias.halves {
-                    *to.add(2 * b) = -bias.offset * sums[0];
-                    *to.add(2 * b + 1) = -bias.offset * sums[1];
+                    *to.add(2 * b * lanes) = -bias.offset * sums[0];
+                    *to.add((2 * b + 1) * lanes) = -bias.offset * sums[1];
                 } else {
-                    *to.add(b) = -bias.offset * (sums[0] + sums[1]);
+                    *to.add(b * lanes) = -bias.offset * (sums[0] + sums[1]);
                 }
             }
         }

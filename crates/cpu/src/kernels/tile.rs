@@ -44,25 +44,29 @@ codes! {
     Table4: 4, 5, true;
 }
 
-/// Quantised activations of several tokens (see `quantise`), a row each.
+/// Quantised activations in panels of `lanes` rows (see `quantise`), from a panel's start.
 #[derive(Clone, Copy)]
 pub(crate) struct Activations {
-    /// `[tokens][padded columns]` codes.
+    /// Rows of a panel: 1, or 16.
+    pub(crate) lanes: usize,
+    /// `[panels][blocks][lanes][32]` codes.
     pub(crate) codes: *const i8,
-    /// Bytes from one token's codes to the next's.
-    pub(crate) code_stride: usize,
-    /// `[tokens][blocks]` scales.
+    /// `[panels][blocks][lanes]` scales.
     pub(crate) scales: *const f32,
-    /// `[tokens][blocks]`, or `[tokens][2 · blocks]` for groups of 16: scale × sum of codes.
+    /// `[panels][blocks][lanes]`, or for groups of 16 `[panels][2 · blocks][lanes]`:
+    /// scale × sum of codes.
     pub(crate) sums: *const f32,
-    /// As `sums`: minus the weights' offset times the sum of codes. Null if the offset is 0.
+    /// As `sums`: minus the weights' offset times the sum of codes. Only read where
+    /// [`has_bias`] says so.
     pub(crate) biases: *const i32,
-    /// Elements from one token's scales to the next's.
-    pub(crate) scale_stride: usize,
-    /// Elements from one token's sums to the next's.
-    pub(crate) sum_stride: usize,
-    /// Elements from one token's biases to the next's.
+    /// Elements from one panel's biases to the next's.
     pub(crate) bias_stride: usize,
+}
+
+/// Whether a kernel starts its sums at the activations' biases. Codes with a minimum have no
+/// offset (`TileLayout` sees to it), except those of 8 bits, unless they are taken as signed.
+pub(crate) const fn has_bias(bits: u32, min: bool, signed_8bit: bool) -> bool {
+    if bits == 8 { !signed_8bit } else { !min }
 }
 
 /// One call of a tile kernel.
@@ -92,23 +96,22 @@ const PREFETCH: usize = 2048;
 /// The instruction set of `S` must be there; all pointers must be valid for what their
 /// fields say.
 #[inline(always)]
-pub(crate) unsafe fn tile<S: Simd, C: Codes, const HALVES: bool>(call: &TileCall<'_>) {
+pub(crate) unsafe fn tile<S: Simd, C: Codes, const HALVES: bool, const MIN: bool>(
+    call: &TileCall<'_>,
+) {
     // SAFETY: forwarded from the caller.
     unsafe {
         expand_header::<S>(call.layout, call.tile, call.scratch);
         let mut t = 0;
         while t < call.tokens {
-            let rest = call.tokens - t;
-            t += if rest >= 16 && S::TILE_TOKENS >= 16 {
-                tokens::<S, C, HALVES, 16>(call, t)
-            } else if rest >= 8 && S::TILE_TOKENS >= 8 {
-                tokens::<S, C, HALVES, 8>(call, t)
+            // Tokens that go together must be in one panel.
+            let rest = (call.tokens - t).min(call.x.lanes - t % call.x.lanes);
+            t += if S::TILE_TOKENS >= 16 && rest >= 16 {
+                tokens::<S, C, HALVES, MIN, 16>(call, t)
             } else if rest >= 4 {
-                tokens::<S, C, HALVES, 4>(call, t)
-            } else if rest >= 2 {
-                tokens::<S, C, HALVES, 2>(call, t)
+                tokens::<S, C, HALVES, MIN, 4>(call, t)
             } else {
-                tokens::<S, C, HALVES, 1>(call, t)
+                tokens::<S, C, HALVES, MIN, 1>(call, t)
             };
         }
     }
@@ -335,19 +338,103 @@ unsafe fn or8<S: Simd>(mut a: [S::B; 8], b: [S::B; 8]) -> [S::B; 8] {
     a
 }
 
-/// Multiplies the tile with tokens `t .. t + T`; returns T.
+/// One block of a panel, from the first token of a register tile on.
+struct Block<'a, S: Simd> {
+    codes: *const i8,
+    scales: *const f32,
+    sums: *const f32,
+    biases: *const i32,
+    lanes: usize,
+    /// Unpacked weights.
+    w: &'a [S::B; 8],
+    /// One scale per row, or two for groups of 16.
+    scale: [S::F; 2],
+    min: [S::F; 2],
+}
+
+impl<S: Simd> Block<'_, S> {
+    /// `acc` plus the block's products with token `i` of the register tile.
+    #[inline(always)]
+    unsafe fn token<C: Codes, const HALVES: bool, const MIN: bool>(
+        &self,
+        i: usize,
+        acc: S::F,
+    ) -> S::F {
+        let bias = const { has_bias(C::DOT_BITS, MIN, S::SIGNED_8BIT) };
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            let quads = self.codes.add(i * TILE_K);
+            let d = S::splat(*self.scales.add(i));
+            let mut acc = acc;
+            if HALVES {
+                let w = self.w;
+                let (w0, w1) = ([w[0], w[1], w[2], w[3]], [w[4], w[5], w[6], w[7]]);
+                let start0 = if bias { *self.biases.add(i) } else { 0 };
+                let start1 = if bias { *self.biases.add(self.lanes + i) } else { 0 };
+                let dot0 = dot::<S, C, 4>(start0, &w0, quads);
+                let dot1 = dot::<S, C, 4>(start1, &w1, quads.add(16));
+                let sum = S::mul(S::int_to_float(dot0), self.scale[0]);
+                let sum = S::fma(S::int_to_float(dot1), self.scale[1], sum);
+                acc = S::fma(sum, d, acc);
+                if MIN {
+                    acc = S::fma(self.min[0], S::splat(*self.sums.add(i)), acc);
+                    acc = S::fma(self.min[1], S::splat(*self.sums.add(self.lanes + i)), acc);
+                }
+            } else {
+                let start = if bias { *self.biases.add(i) } else { 0 };
+                let dot = dot::<S, C, 8>(start, self.w, quads);
+                acc = S::fma(S::int_to_float(dot), S::mul(self.scale[0], d), acc);
+                if MIN {
+                    acc = S::fma(self.min[0], S::splat(*self.sums.add(i)), acc);
+                }
+            }
+            acc
+        }
+    }
+
+    /// The same for tokens `i` and `i + 1` at once, for groups of 32 and more.
+    #[inline(always)]
+    unsafe fn pair<C: Codes, const MIN: bool>(&self, i: usize, acc: [S::F; 2]) -> [S::F; 2] {
+        let bias = const { has_bias(C::DOT_BITS, MIN, S::SIGNED_8BIT) };
+        let mut acc = acc;
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            let mut start = [S::int_splat(0); 2];
+            if bias {
+                start = [S::int_splat(*self.biases.add(i)), S::int_splat(*self.biases.add(i + 1))];
+            }
+            let quads = self.codes.add(i * TILE_K);
+            let quads = [quads, quads.add(TILE_K)];
+            let (first, second) = if C::DOT_BITS == 8 {
+                S::dot_pair::<8>(start, self.w, quads)
+            } else {
+                // Below eight bits nothing depends on the width.
+                S::dot_pair::<6>(start, self.w, quads)
+            };
+            let d = [S::splat(*self.scales.add(i)), S::splat(*self.scales.add(i + 1))];
+            acc[0] = S::fma(S::int_to_float(first), S::mul(self.scale[0], d[0]), acc[0]);
+            acc[1] = S::fma(S::int_to_float(second), S::mul(self.scale[0], d[1]), acc[1]);
+            if MIN {
+                acc[0] = S::fma(self.min[0], S::splat(*self.sums.add(i)), acc[0]);
+                acc[1] = S::fma(self.min[0], S::splat(*self.sums.add(i + 1)), acc[1]);
+            }
+        }
+        acc
+    }
+}
+
+/// Multiplies the tile with tokens `t .. t + T`, which are in one panel; returns T.
 #[inline(always)]
-unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const T: usize>(
+unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const MIN: bool, const T: usize>(
     call: &TileCall<'_>,
     t: usize,
 ) -> usize {
     let layout = call.layout;
     let groups = layout.groups();
+    let blocks = layout.blocks();
     let x = &call.x;
-    let has_min = layout.min != TileMin::None;
-    // Signed 8-bit products have no offset to undo.
-    let signed = C::DOT_BITS == 8 && S::SIGNED_8BIT;
-    let has_bias = !signed && !x.biases.is_null();
+    let (panel, lane) = (t / x.lanes, t % x.lanes);
+    let per_block = if HALVES { 2 * x.lanes } else { x.lanes };
     // SAFETY: the caller vouches for the tile, the activations of `tokens` rows, the
     // expanded header and the room for the products.
     unsafe {
@@ -361,14 +448,17 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const T: usize>(
             _ => S::splat_byte(0),
         };
         let codes = call.tile.add(layout.header_bytes());
-        let block_bytes = C::BITS as usize * 64;
-        let blocks = layout.blocks();
         let per_group = if HALVES { 1 } else { layout.group / TILE_K };
-        let mut acc = [S::splat(0.0); T];
+        let zero = S::splat(0.0);
+        let mut acc = [zero; T];
         let (mut group, mut left) = (0, per_group);
+        let x_codes = x.codes.add((panel * blocks * x.lanes + lane) * TILE_K);
+        let x_scales = x.scales.add(panel * blocks * x.lanes + lane);
+        let x_sums = x.sums.add(panel * blocks * per_block + lane);
+        let x_biases = x.biases.wrapping_add(panel * x.bias_stride + lane);
         for b in 0..blocks {
-            let p = codes.add(b * block_bytes);
-            if T <= 2 {
+            let p = codes.add(b * C::BITS as usize * 64);
+            if T == 1 {
                 for line in 0..C::BITS as usize {
                     prefetch(p.wrapping_add(PREFETCH + 64 * line));
                 }
@@ -376,65 +466,47 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const T: usize>(
             let w = unpack::<S, C>(p, table);
             let scales = call.scratch.add(group * LANES);
             let mins = scales.add(groups * LANES);
+            let mut block = Block::<S> {
+                codes: x_codes.add(b * x.lanes * TILE_K),
+                scales: x_scales.add(b * x.lanes),
+                sums: x_sums.add(b * per_block),
+                biases: x_biases.wrapping_add(b * per_block),
+                lanes: x.lanes,
+                w: &w,
+                scale: [S::load(scales), zero],
+                min: [zero; 2],
+            };
             if HALVES {
-                let (scale0, scale1) = (S::load(scales), S::load(scales.add(LANES)));
-                let (w0, w1) = ([w[0], w[1], w[2], w[3]], [w[4], w[5], w[6], w[7]]);
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    let row = t + i;
-                    let quads = x.codes.add(row * x.code_stride + b * TILE_K);
-                    let (mut start0, mut start1) = (0, 0);
-                    if has_bias {
-                        let bias = x.biases.add(row * x.bias_stride + 2 * b);
-                        (start0, start1) = (*bias, *bias.add(1));
-                    }
-                    let dot0 = dot::<S, C, 4>(start0, &w0, quads);
-                    let dot1 = dot::<S, C, 4>(start1, &w1, quads.add(16));
-                    let mut sum = S::mul(S::int_to_float(dot0), scale0);
-                    sum = S::fma(S::int_to_float(dot1), scale1, sum);
-                    let d = S::splat(*x.scales.add(row * x.scale_stride + b));
-                    *acc = S::fma(sum, d, *acc);
-                    if has_min {
-                        let sums = x.sums.add(row * x.sum_stride + 2 * b);
-                        *acc = S::fma(S::load(mins), S::splat(*sums), *acc);
-                        let min1 = S::load(mins.add(LANES));
-                        *acc = S::fma(min1, S::splat(*sums.add(1)), *acc);
-                    }
+                block.scale[1] = S::load(scales.add(LANES));
+            }
+            if MIN {
+                block.min[0] = S::load(mins);
+                if HALVES {
+                    block.min[1] = S::load(mins.add(LANES));
                 }
-                group += 2;
-            } else {
-                let scale = S::load(scales);
-                let min = if has_min { S::load(mins) } else { scale };
-                let step = if S::PAIRS && T.is_multiple_of(2) { 2 } else { 1 };
-                let mut i = 0;
-                while i < T {
-                    let row = t + i;
-                    let quads = x.codes.add(row * x.code_stride + b * TILE_K);
-                    let start = if has_bias { *x.biases.add(row * x.bias_stride + b) } else { 0 };
-                    if step == 2 {
-                        let next = row + 1;
-                        let start1 =
-                            if has_bias { *x.biases.add(next * x.bias_stride + b) } else { 0 };
-                        let quads1 = quads.add(x.code_stride);
-                        let (dot0, dot1) = dot_pair::<S, C>([start, start1], &w, [quads, quads1]);
-                        acc[i] = scaled::<S>(acc[i], dot0, scale, x, row, b);
-                        acc[i + 1] = scaled::<S>(acc[i + 1], dot1, scale, x, next, b);
-                    } else {
-                        let dot = dot::<S, C, 8>(start, &w, quads);
-                        acc[i] = scaled::<S>(acc[i], dot, scale, x, row, b);
-                    }
-                    if has_min {
-                        for (row, acc) in (row..).zip(&mut acc[i..i + step]) {
-                            let sum = S::splat(*x.sums.add(row * x.sum_stride + b));
-                            *acc = S::fma(min, sum, *acc);
+            }
+            // Written out, since the optimiser leaves a loop of this size alone, and sums
+            // that are indexed by a variable live in memory.
+            macro_rules! unrolled {
+                ($($i:literal)*) => {$(
+                    if $i < T {
+                        if S::PAIRS && !HALVES && T >= 2 {
+                            if $i % 2 == 0 {
+                                let both = block.pair::<C, MIN>($i, [acc[$i], acc[$i + 1]]);
+                                acc[$i] = both[0];
+                                acc[$i + 1] = both[1];
+                            }
+                        } else {
+                            acc[$i] = block.token::<C, HALVES, MIN>($i, acc[$i]);
                         }
                     }
-                    i += step;
-                }
-                left -= 1;
-                if left == 0 {
-                    group += 1;
-                    left = per_group;
-                }
+                )*};
+            }
+            unrolled!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+            left -= 1;
+            if left == 0 {
+                group += if HALVES { 2 } else { 1 };
+                left = per_group;
             }
         }
         let factor = S::splat(layout.factor);
@@ -463,41 +535,6 @@ unsafe fn dot<S: Simd, C: Codes, const N: usize>(start: i32, w: &[S::B; N], x: *
             5 => S::dot::<5, N>(acc, w, x),
             6 => S::dot::<6, N>(acc, w, x),
             _ => S::dot::<8, N>(acc, w, x),
-        }
-    }
-}
-
-/// `acc + dot · scale · d`, with `d` the scale of block `b` of an activation row.
-#[inline(always)]
-unsafe fn scaled<S: Simd>(
-    acc: S::F,
-    dot: S::I,
-    scale: S::F,
-    x: &Activations,
-    row: usize,
-    b: usize,
-) -> S::F {
-    // SAFETY: forwarded from the caller.
-    unsafe {
-        let d = S::splat(*x.scales.add(row * x.scale_stride + b));
-        S::fma(S::int_to_float(dot), S::mul(scale, d), acc)
-    }
-}
-
-#[inline(always)]
-unsafe fn dot_pair<S: Simd, C: Codes>(
-    start: [i32; 2],
-    w: &[S::B; 8],
-    x: [*const i8; 2],
-) -> (S::I, S::I) {
-    // SAFETY: forwarded from the caller.
-    unsafe {
-        let acc = [S::int_splat(start[0]), S::int_splat(start[1])];
-        if C::DOT_BITS == 8 {
-            S::dot_pair::<8>(acc, w, x)
-        } else {
-            // Below eight bits nothing depends on the width.
-            S::dot_pair::<6>(acc, w, x)
         }
     }
 }
