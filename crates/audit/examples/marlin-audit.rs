@@ -14,7 +14,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    Source(cli::SourceArgs),
+    Source(Box<cli::SourceArgs>),
     Explain(cli::ExplainArgs),
 }
 

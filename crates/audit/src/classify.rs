@@ -213,6 +213,7 @@ fn constant_and_size(buffer: &Buffer<'_>, device: DeviceAccess) -> (bool, Option
     {
         // Without a type, no scalar is larger than eight bytes.
         size = constant.bytes.or_else(|| match constant.names.len() {
+            _ if constant.by_address => None,
             0 => None,
             n => Some(8 * n as u64),
         });

@@ -172,8 +172,9 @@ impl<'p, 's> Collector<'p, 's> {
             return;
         }
         let constant = verdict.inline
-            || buffer.bytes.constant().is_some()
-                && verdict.size.is_none_or(|s| s <= marlin_placement::INLINE_LIMIT);
+            || buffer.bytes.constant().is_some_and(|c| {
+                !c.by_address && verdict.size.is_none_or(|s| s <= marlin_placement::INLINE_LIMIT)
+            });
         let rule = if constant { Code::MC001 } else { Code::MC002 };
         let what = match verdict.size {
             Some(size) => format!("{size} bytes are copied into the new buffer `{name}`"),
@@ -208,6 +209,11 @@ impl<'p, 's> Collector<'p, 's> {
                 let what = copy.what.clone().unwrap_or_else(|| copy.rule.rule().summary.into());
                 let sure = if copy.sure { Confidence::Proved } else { Confidence::Inferred };
                 self.copy_row(copy.rule, &at, hot, copy.direction, copy.avoidable, what, sure);
+                if copy.weak
+                    && let Some(finding) = self.report.findings.last_mut()
+                {
+                    finding.severity = Severity::Note;
+                }
             }
             for found in &summary.zero_copies {
                 let at = self.locate(file, id, found.span);

@@ -56,8 +56,8 @@ fn every_row_is_found_and_no_other() {
     let (mut right, mut missing, mut extra) = (0, Vec::new(), Vec::new());
     for program in programs {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let report =
-            audit(&[program.clone()], &Options::default()).expect("the program is readable");
+        let report = audit(std::slice::from_ref(&program), &Options::default())
+            .expect("the program is readable");
         assert!(report.skipped.is_empty(), "{name}: {:?}", report.skipped);
         let text = fs::read_to_string(program.join("expected.txt")).expect("a readable file");
         let mut expected: Vec<String> = text.lines().map(str::to_string).collect();

@@ -62,7 +62,13 @@ impl<'s> Eval<'_, 's> {
                 };
             }
             // `module::function(…)` in Rust, `ns::function(…)` in C++.
-            if receiver.is_unknown()
+            let before = call
+                .name_span
+                .start
+                .checked_sub(1)
+                .and_then(|i| self.source.as_bytes().get(i as usize));
+            if before == Some(&b':')
+                && receiver.is_unknown()
                 && let Some(id) = self.project.free_function(self.file, name, argc)
                 && self.language != Language::Python
                 && self.language != Language::Swift
@@ -185,7 +191,11 @@ impl<'s> Eval<'_, 's> {
                     arg.and_then(|a| constant_name(&a.value)).unwrap_or(name)
                 })
                 .collect();
-            Some(Atom::Constant(Arc::new(Constant { names, bytes: constant.bytes })))
+            Some(Atom::Constant(Arc::new(Constant {
+                names,
+                bytes: constant.bytes,
+                by_address: constant.by_address,
+            })))
         })
     }
 

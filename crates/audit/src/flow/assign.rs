@@ -223,10 +223,10 @@ impl<'s> Eval<'_, 's> {
                     self.emit(&base, Touch::HostRead, target.span, true);
                 }
                 // `*out = buffer;` hands the buffer to the caller's variable.
-                if let ExprKind::Name(name) = inner.kind {
-                    if let Some(held) = self.env.get_mut(name) {
-                        held.join(value);
-                    }
+                if let ExprKind::Name(name) = inner.kind
+                    && let Some(held) = self.env.get_mut(name)
+                {
+                    held.join(value);
                 }
             }
             ExprKind::Cast(inner, _) | ExprKind::AddressOf(inner) => {

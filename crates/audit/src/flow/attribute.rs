@@ -103,8 +103,11 @@ pub(crate) struct Attributed<'s> {
     pub(crate) contiguous: Vec<Pos>,
 }
 
+/// What is stored in fields of one name: by class, where known, and file of the store.
+type Stored<'s> = Vec<(Option<&'s str>, u32, Value<'s>)>;
+
 struct Heap<'s> {
-    fields: HashMap<&'s str, Vec<(Option<&'s str>, u32, Value<'s>)>>,
+    fields: HashMap<&'s str, Stored<'s>>,
     globals: HashMap<(u32, &'s str), Value<'s>>,
 }
 
@@ -147,7 +150,7 @@ pub(crate) fn attribute<'s>(project: &Project<'s>, summaries: &[Summary<'s>]) ->
             facts.mentioned = mentions::mentioned(project, &heap.holders(*id), site);
         }
     }
-    let groups = group(&heap, sites, &facts, summaries);
+    let groups = group(project, &heap, sites, &facts, summaries);
     contiguous.sort_unstable();
     contiguous.dedup();
     Attributed { groups, contiguous }
@@ -401,6 +404,7 @@ impl<'s> Heap<'s> {
 }
 
 fn group<'s>(
+    project: &Project<'s>,
     heap: &Heap<'s>,
     sites: BTreeMap<SiteId, Site<'s>>,
     facts: &HashMap<SiteId, Facts>,
@@ -409,7 +413,7 @@ fn group<'s>(
     let mut groups: BTreeMap<Pos, Vec<Buffer<'s>>> = BTreeMap::new();
     for (id, site) in sites {
         let returned = summaries[site.function as usize].returns.sites().contains(&id);
-        let buffer = Buffer {
+        let mut buffer = Buffer {
             options: heap.settle(&site.options, MAX_HOPS),
             size: heap.settle(&site.size, MAX_HOPS).int().and_then(|i| u64::try_from(i).ok()),
             bytes: site.bytes.clone(),
@@ -422,6 +426,10 @@ fn group<'s>(
                 groups.entry(id.base).or_default().push(buffer);
             }
             continue;
+        }
+        if id.via.is_some() && returned && buffer.facts.escapes.is_empty() {
+            let name = &project.function(buffer.site.function).1.name;
+            buffer.facts.escapes.push(format!("the callers of {name}"));
         }
         groups.entry(id.base).or_default().push(buffer);
     }

@@ -21,12 +21,14 @@ impl<'s> Eval<'_, 's> {
                 self.copy(Code::MC014, span).what =
                     Some(format!("`{name}` copies host data into a buffer's contents"));
             }
-            Effect::HostRead if value.is_view() && moves_bytes(name) => {
-                // Into another buffer's contents it is one copy, reported as the write.
-                if !self.out.copies.iter().any(|c| c.rule == Code::MC014 && c.span == span) {
-                    self.copy(Code::MC010, span).what =
-                        Some(format!("`{name}` copies a buffer's contents"));
-                }
+            // Into another buffer's contents it is one copy, reported as the write.
+            Effect::HostRead
+                if value.is_view()
+                    && moves_bytes(name)
+                    && !self.out.copies.iter().any(|c| c.rule == Code::MC014 && c.span == span) =>
+            {
+                self.copy(Code::MC010, span).what =
+                    Some(format!("`{name}` copies a buffer's contents"));
             }
             Effect::HostWriteDirect if name == "write_buffer" => {
                 let copy = self.copy(Code::MC014, span);

@@ -92,6 +92,7 @@ impl<'p, 's> Eval<'p, 's> {
                         direction: None,
                         avoidable: None,
                         sure: true,
+                        weak: false,
                     });
                     self.out.copies.len() - 1
                 }
@@ -131,10 +132,10 @@ impl<'p, 's> Eval<'p, 's> {
         if tag != 255 {
             match value.atoms() {
                 [] => return,
-                [Atom::Place { root, element, view }] => {
-                    if !self.emitted.insert((*root, *element, *view, tag, self.loops > 0)) {
-                        return;
-                    }
+                [Atom::Place { root, element, view }]
+                    if !self.emitted.insert((*root, *element, *view, tag, self.loops > 0)) =>
+                {
+                    return;
                 }
                 _ => {}
             }

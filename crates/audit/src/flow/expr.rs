@@ -303,7 +303,7 @@ impl<'s> Eval<'_, 's> {
                 _ => names.push(constant_name(item)?),
             }
         }
-        Some(Constant { names, bytes: None })
+        Some(Constant { names, bytes: None, by_address: false })
     }
 
     pub(super) fn record(
@@ -365,12 +365,8 @@ impl<'s> Eval<'_, 's> {
                 out.join(&b);
                 return out;
             }
-            "<<" => {
-                // `MTLStorageModeShared << MTLResourceStorageModeShift`.
-                if a.atoms().iter().any(|x| matches!(x, Atom::Options(_))) {
-                    return a;
-                }
-            }
+            // `MTLStorageModeShared << MTLResourceStorageModeShift`.
+            "<<" if a.atoms().iter().any(|x| matches!(x, Atom::Options(_))) => return a,
             _ => {}
         }
         if op == "+"
@@ -425,9 +421,15 @@ impl<'s> Eval<'_, 's> {
         };
         if !value.has_site()
             && !value.is_view()
+            && !value.is_host_array()
+            && !value.atoms().iter().any(|a| matches!(a, Atom::List(_) | Atom::Record(_)))
             && let Some(name) = constant_name(inner)
         {
-            value.add(Atom::Constant(Arc::new(Constant { names: vec![name], bytes: None })));
+            value.add(Atom::Constant(Arc::new(Constant {
+                names: vec![name],
+                bytes: None,
+                by_address: true,
+            })));
         }
         value
     }

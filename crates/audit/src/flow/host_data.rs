@@ -91,7 +91,7 @@ impl<'s> Eval<'_, 's> {
             }
             Some("ctypes") if call.name.starts_with("c_") => {
                 let names = call.args.iter().filter_map(|a| constant_name(&a.value)).collect();
-                let constant = Constant { names, bytes: size_of(&call.name) };
+                let constant = Constant { names, bytes: size_of(&call.name), by_address: false };
                 return Some(Value::of(Atom::Constant(Arc::new(constant))));
             }
             _ => {}
@@ -124,7 +124,8 @@ impl<'s> Eval<'_, 's> {
                         _ => None,
                     });
                     let bytes = constant.bytes.or_else(|| Some(dtype? * count.unwrap_or(1)));
-                    let constant = Constant { names: constant.names.clone(), bytes };
+                    let constant =
+                        Constant { names: constant.names.clone(), bytes, by_address: false };
                     return Some(Value::of(Atom::Constant(Arc::new(constant))));
                 }
                 // A scalar wrapped in an array: `np.array(M, dtype=np.uint32)`, `np.uint32(M)`.
@@ -134,14 +135,22 @@ impl<'s> Eval<'_, 's> {
                     return Some(Value::of(Atom::Constant(Arc::new(Constant {
                         names,
                         bytes: dtype,
+                        by_address: false,
                     }))));
                 }
                 let of_tensor = first.tensor().is_some();
                 let again = first.is_host_array() || first.is_view();
                 let round_trip = name == "array" && (of_tensor || again);
-                // In MLX code an unknown local that is made an array is most often a device array.
+                // In MLX code a local that is called like a device array most often is one.
                 let local = call.args.first().is_some_and(|a| match a.value.kind {
-                    ExprKind::Name(name) => self.env.get(name).is_some_and(Value::is_unknown),
+                    ExprKind::Name(name) => {
+                        let tensor = [
+                            "logit", "hidden", "prob", "embed", "latent", "score", "tensor",
+                            "feature",
+                        ];
+                        self.env.get(name).is_some_and(Value::is_unknown)
+                            && tensor.iter().any(|w| name.contains(w))
+                    }
                     _ => false,
                 });
                 if round_trip || name == "array" && plain && self.uses(&["mlx"]) && local {
@@ -264,10 +273,10 @@ impl<'s> Eval<'_, 's> {
                 Some(Value::of(Atom::Tensor(TensorPlace::Host)))
             }
             "cuda" | "mps" if tensors && args.len() <= 1 => {
-                self.to_device(call, receiver, at);
+                self.sent_to_device(call, receiver, at);
                 Some(Value::of(Atom::Tensor(TensorPlace::Device)))
             }
-            "to" if tensors => self.to_call(call, receiver, at),
+            "to" if tensors => self.moved(call, receiver, at),
             "numpy" if args.is_empty() => {
                 // After `.cpu()` the array shares the copy's memory: one copy, reported there.
                 if !known_host && tensors {
@@ -287,6 +296,8 @@ impl<'s> Eval<'_, 's> {
                     copy.what =
                         Some(format!("`.{}()` reads a tensor back and waits for it", call.name));
                     copy.sure = place == Some(TensorPlace::Device);
+                    // An array of numpy has the method too.
+                    copy.weak = place.is_none() && call.name == "tolist";
                 }
                 Some(Value::UNKNOWN)
             }
@@ -305,7 +316,11 @@ impl<'s> Eval<'_, 's> {
             "to_bytes" => {
                 let bytes = args.first().and_then(Value::int).and_then(|i| u64::try_from(i).ok());
                 let names = call.receiver.as_ref().and_then(constant_name).into_iter().collect();
-                Some(Value::of(Atom::Constant(Arc::new(Constant { names, bytes }))))
+                Some(Value::of(Atom::Constant(Arc::new(Constant {
+                    names,
+                    bytes,
+                    by_address: false,
+                }))))
             }
             "copy" if args.is_empty() && (receiver.is_view() || receiver.is_host_array()) => {
                 if receiver.is_view() {
@@ -355,7 +370,7 @@ impl<'s> Eval<'_, 's> {
         }
     }
 
-    fn to_device(&mut self, call: &Call<'s>, receiver: &Value<'s>, at: Span) {
+    fn sent_to_device(&mut self, call: &Call<'s>, receiver: &Value<'s>, at: Span) {
         if receiver.tensor() == Some(TensorPlace::Device) {
             return;
         }
@@ -385,7 +400,7 @@ impl<'s> Eval<'_, 's> {
         copy.sure = false;
     }
 
-    fn to_call(&mut self, call: &Call<'s>, receiver: &Value<'s>, at: Span) -> Option<Value<'s>> {
+    fn moved(&mut self, call: &Call<'s>, receiver: &Value<'s>, at: Span) -> Option<Value<'s>> {
         let keyword = call.args.iter().find(|a| a.label == Some("device"));
         let device = keyword.or_else(|| call.args.first().filter(|a| a.label.is_none()))?;
         let kept = |place| {
@@ -403,11 +418,11 @@ impl<'s> Eval<'_, 's> {
                 kept(TensorPlace::Host)
             }
             Target::Device => {
-                self.to_device(call, receiver, at);
+                self.sent_to_device(call, receiver, at);
                 kept(TensorPlace::Device)
             }
             Target::Unclear if keyword.is_some() || names_device(&device.value) => {
-                self.to_device(call, receiver, at);
+                self.sent_to_device(call, receiver, at);
                 kept(TensorPlace::Unknown)
             }
             // A dtype: the same tensor in the same place.
@@ -551,7 +566,7 @@ fn struct_pack<'s>(call: &Call<'s>) -> Value<'s> {
         ExprKind::Str(format) => format_size(format),
         _ => None,
     });
-    Value::of(Atom::Constant(Arc::new(Constant { names, bytes })))
+    Value::of(Atom::Constant(Arc::new(Constant { names, bytes, by_address: false })))
 }
 
 fn format_size(format: &str) -> Option<u64> {

@@ -91,6 +91,8 @@ pub(crate) struct CopyFound {
     pub(crate) direction: Option<crate::report::Direction>,
     pub(crate) avoidable: Option<bool>,
     pub(crate) sure: bool,
+    /// As likely no copy at all: never more than a note.
+    pub(crate) weak: bool,
 }
 
 /// A binding without a copy: what is right.

@@ -178,6 +178,8 @@ pub(crate) struct Constant<'s> {
     pub(crate) names: Vec<&'s str>,
     /// Its size in bytes, where known.
     pub(crate) bytes: Option<u64>,
+    /// The address of a variable, which may be of any size.
+    pub(crate) by_address: bool,
 }
 
 /// What an expression may stand for; empty when unknown.

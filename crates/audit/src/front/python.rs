@@ -227,7 +227,7 @@ impl<'s> Python<'s> {
             node.child_by_field_name("parameters").map(|p| self.params(p)).unwrap_or_default();
         let nested = self.class == Some("");
         let class = self.class.filter(|c| !c.is_empty());
-        let outer = std::mem::replace(&mut self.class, Some(""));
+        let outer = self.class.replace("");
         let body = self.body_of(node, "body");
         self.class = outer;
         if nested {
