@@ -229,6 +229,7 @@ impl<'s> Eval<'_, 's> {
             }
             let derived = Site {
                 id,
+                parent: Some(original.id),
                 name: None,
                 span: Span { start: name_span.start, end: span.end },
                 file: self.file,

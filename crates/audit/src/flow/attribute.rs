@@ -1,6 +1,6 @@
 //! Attributes what was seen to the buffers it concerns.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::mentions;
 use super::project::Project;
@@ -411,27 +411,33 @@ fn group<'s>(
     summaries: &[Summary<'s>],
 ) -> Vec<Vec<Buffer<'s>>> {
     let mut groups: BTreeMap<Pos, Vec<Buffer<'s>>> = BTreeMap::new();
-    for (id, site) in sites {
-        let returned = summaries[site.function as usize].returns.sites().contains(&id);
-        let mut buffer = Buffer {
+    let parents: HashSet<SiteId> = sites.values().filter_map(|s| s.parent).collect();
+    for (id, site) in &sites {
+        let returned = summaries[site.function as usize].returns.sites().contains(id);
+        // A wrapper of a wrapper hands its buffer on: its callers' views of it stand for it.
+        if id.via.is_some() && returned && parents.contains(id) {
+            continue;
+        }
+        let mut seen = facts.get(id).cloned().unwrap_or_default();
+        let mut parent = site.parent;
+        for _ in 0..MAX_HOPS {
+            let Some(above) = parent.filter(|p| p.via.is_some()) else { break };
+            if let Some(more) = facts.get(&above) {
+                seen.merge(more);
+            }
+            parent = sites.get(&above).and_then(|s| s.parent);
+        }
+        if id.via.is_some() && returned && seen.escapes.is_empty() {
+            let name = &project.function(site.function).1.name;
+            seen.escapes.push(format!("the callers of {name}"));
+        }
+        groups.entry(id.base).or_default().push(Buffer {
             options: heap.settle(&site.options, MAX_HOPS),
             size: heap.settle(&site.size, MAX_HOPS).int().and_then(|i| u64::try_from(i).ok()),
             bytes: site.bytes.clone(),
-            facts: facts.get(&id).cloned().unwrap_or_default(),
-            site,
-        };
-        // A wrapper of a wrapper hands its buffer on: only its callers' views of it count.
-        if id.via.is_some() && returned && buffer.site.name.is_none() && buffer.facts.untouched() {
-            if groups.contains_key(&id.base) {
-                groups.entry(id.base).or_default().push(buffer);
-            }
-            continue;
-        }
-        if id.via.is_some() && returned && buffer.facts.escapes.is_empty() {
-            let name = &project.function(buffer.site.function).1.name;
-            buffer.facts.escapes.push(format!("the callers of {name}"));
-        }
-        groups.entry(id.base).or_default().push(buffer);
+            facts: seen,
+            site: site.clone(),
+        });
     }
     groups.into_values().collect()
 }

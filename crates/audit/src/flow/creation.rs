@@ -56,6 +56,7 @@ impl<'s> Eval<'_, 's> {
         }
         let site = Site {
             id,
+            parent: None,
             kind: creation.kind,
             name: None,
             span: Span { start: call.name_span.start, end: span.end },

@@ -65,6 +65,8 @@ pub(crate) struct Event<'s> {
 #[derive(Clone, Debug)]
 pub(crate) struct Site<'s> {
     pub(crate) id: SiteId,
+    /// The site as the called wrapper knows it, for one that is seen through a call.
+    pub(crate) parent: Option<SiteId>,
     pub(crate) kind: CreateKind,
     pub(crate) name: Option<Cow<'s, str>>,
     pub(crate) span: Span,
