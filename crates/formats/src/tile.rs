@@ -103,7 +103,8 @@ pub struct TileScratch {
 
 impl TileLayout {
     /// The layout of a matrix in `format`; `None` if the format has no integer view (floats,
-    /// FP8) or groups that are neither 16 nor a multiple of 32 columns.
+    /// FP8), groups that are neither 16 nor a multiple of 32 columns, or both an offset and
+    /// minimums.
     pub fn new(format: Format, rows: usize, cols: usize, tensor_scale: f32) -> Option<Self> {
         let affine = format.affine()?;
         let padded_cols = cols.next_multiple_of(TILE_K);
@@ -116,6 +117,10 @@ impl TileLayout {
             Values::Offset(offset) => (offset, None, 1.0),
             Values::Table(table) => (0, Some(table), 0.5),
         };
+        // Kernels undo an offset or add a minimum, not both (8-bit codes are seen to below).
+        if affine.has_min && affine.bits != 8 && (offset != 0 || table.is_some()) {
+            return None;
+        }
         let scale = match affine.scale {
             ScaleStorage::F16 => TileScale::F16,
             ScaleStorage::F32 => TileScale::F32,
