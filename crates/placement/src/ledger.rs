@@ -225,13 +225,25 @@ impl Ledger {
         pattern: AccessPattern,
         bytes: u64,
     ) -> BufferTally {
+        self.buffer_at(name, pattern, bytes, Location::caller())
+    }
+
+    /// As [`buffer`](Self::buffer), made at `site`: for what sits between the code that asked and
+    /// the ledger.
+    pub fn buffer_at(
+        &self,
+        name: impl Into<String>,
+        pattern: AccessPattern,
+        bytes: u64,
+        site: &'static Location<'static>,
+    ) -> BufferTally {
         let state = Arc::new(BufferState {
             name: name.into(),
             mode: policy(&pattern, Some(bytes)).mode,
             pattern,
             bytes,
             phase: self.phase(),
-            site: Location::caller(),
+            site,
             live: AtomicBool::new(true),
             host_writes: Counts::default(),
             host_reads: Counts::default(),

@@ -1,0 +1,278 @@
+//! The interface of a device.
+
+use std::ops::Range;
+use std::panic::Location;
+use std::sync::Arc;
+use std::time::Duration;
+
+use marlin_backend::HostBytes;
+use marlin_kernels::{Allocation, BindError, Element, PipelineKey, View, ViewMut};
+use marlin_placement::{AccessPattern, Device as Memory, Ledger};
+
+use crate::{CommandList, GpuError};
+
+/// What is known of a device.
+#[derive(Clone, Debug)]
+pub struct DeviceProperties {
+    /// Its name, as its maker gives it.
+    pub name: String,
+    /// `cuda`, `metal`, `emulated`.
+    pub kind: &'static str,
+    /// The architecture, as its compiler calls it: `sm_90a`, `apple7`, `host`.
+    pub architecture: String,
+    /// Whether it shares the host's memory.
+    pub memory: Memory,
+    /// Bytes of its memory.
+    pub total_bytes: u64,
+    /// Threads in a SIMD-group.
+    pub simd_width: u32,
+    /// The most threads in a threadgroup.
+    pub max_threads: u32,
+    /// The most bytes of threadgroup memory.
+    pub threadgroup_bytes: u32,
+    /// Units that run threadgroups: streaming multiprocessors, GPU cores.
+    pub compute_units: u32,
+    /// What host memory must be aligned to, address and length, to be adopted without a copy.
+    pub adoption_alignment: usize,
+}
+
+/// A device. Memory is placed by the policy from its access pattern; nobody picks a mode.
+///
+/// The modes mean what `docs/kernels.md` says: [`write`](Device::write) to `Managed` memory
+/// reaches kernels only after [`did_modify`](Device::did_modify), `Private` memory is
+/// filled by [`upload`](Device::upload), and the host may touch `Shared` memory only
+/// while no submission uses it.
+pub trait Device: Send + Sync {
+    /// What is known of it.
+    fn properties(&self) -> &DeviceProperties;
+
+    /// The book that it keeps.
+    fn ledger(&self) -> &Arc<Ledger>;
+
+    /// `bytes` bytes of memory, uninitialised, placed by the policy for `pattern`; `site` is the line
+    /// that asked. Kernels may write it if the pattern says that the device does.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
+    fn allocate_at(
+        &self,
+        label: &str,
+        bytes: u64,
+        pattern: AccessPattern,
+        site: &'static Location<'static>,
+    ) -> Result<Arc<dyn Allocation>, GpuError>;
+
+    /// Host memory seen by the device without a copy, read-only. It is kept alive.
+    ///
+    /// # Errors
+    /// [`GpuError::NotAdoptable`] where the device cannot do that, with what was expected.
+    fn adopt_at(
+        &self,
+        label: &str,
+        bytes: HostBytes,
+        site: &'static Location<'static>,
+    ) -> Result<Arc<dyn Allocation>, GpuError>;
+
+    /// The host writes `Managed` or `Shared` memory.
+    ///
+    /// # Errors
+    /// [`GpuError::HostAccess`] for `Private` memory, [`GpuError::InFlight`], out of bounds.
+    fn write(
+        &self,
+        allocation: &Arc<dyn Allocation>,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), GpuError>;
+
+    /// Says that the host has written bytes of `Managed` memory. Submissions made after it see them.
+    ///
+    /// # Errors
+    /// Out of bounds.
+    fn did_modify(
+        &self,
+        allocation: &Arc<dyn Allocation>,
+        range: Range<u64>,
+    ) -> Result<(), GpuError>;
+
+    /// The host reads `Shared` memory (`Managed`: its own mirror).
+    ///
+    /// # Errors
+    /// As for [`write`](Device::write).
+    fn read(
+        &self,
+        allocation: &Arc<dyn Allocation>,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<(), GpuError>;
+
+    /// Fills part of `Private` memory from the host, through staging memory: one counted copy.
+    /// Returns when `bytes` may be reused.
+    ///
+    /// # Errors
+    /// Out of bounds, or the device failed.
+    fn upload(
+        &self,
+        allocation: &Arc<dyn Allocation>,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), GpuError>;
+
+    /// Reads any memory through staging memory, for tests and diagnosis: one counted copy. Waits for
+    /// all submissions.
+    ///
+    /// # Errors
+    /// Out of bounds, or the device failed.
+    fn download(
+        &self,
+        allocation: &Arc<dyn Allocation>,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<(), GpuError>;
+
+    /// Compiles a pipeline now, so that the first dispatch does not.
+    ///
+    /// # Errors
+    /// [`GpuError::Compile`].
+    fn compile(&self, pipeline: &PipelineKey) -> Result<(), GpuError>;
+
+    /// Prepares a command list to be submitted any number of times; pipelines are compiled, arguments
+    /// checked.
+    ///
+    /// # Errors
+    /// [`GpuError::Compile`], [`GpuError::Launch`], [`GpuError::ForeignAllocation`].
+    fn record(&self, commands: CommandList) -> Result<Arc<dyn Recording>, GpuError>;
+
+    /// Starts a recording; submissions run one after the other.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn submit(&self, recording: &Arc<dyn Recording>) -> Result<Box<dyn Submission>, GpuError>;
+}
+
+impl dyn Device + '_ {
+    /// `len` elements of memory placed by the policy for `pattern`, uninitialised.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
+    #[track_caller]
+    pub fn allocate<T: Element>(
+        &self,
+        label: &str,
+        len: usize,
+        pattern: AccessPattern,
+    ) -> Result<Buffer<T>, GpuError> {
+        let bytes = len as u64 * size_of::<T>() as u64;
+        let allocation = self.allocate_at(label, bytes, pattern, Location::caller())?;
+        Ok(Buffer { allocation, len, element: std::marker::PhantomData })
+    }
+
+    /// Memory that only the device uses, filled with `values` once.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`], or the device failed.
+    #[track_caller]
+    pub fn upload_new<T: Element>(&self, label: &str, values: &[T]) -> Result<Buffer<T>, GpuError> {
+        let pattern = AccessPattern::DEVICE_ONLY.with_initial_data();
+        let bytes = size_of_val(values) as u64;
+        let allocation = self.allocate_at(label, bytes, pattern, Location::caller())?;
+        self.upload(&allocation, 0, bytemuck::cast_slice(values))?;
+        Ok(Buffer { allocation, len: values.len(), element: std::marker::PhantomData })
+    }
+
+    /// The buffer's contents, through [`Device::download`].
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn download_all<T: Element>(&self, buffer: &Buffer<T>) -> Result<Vec<T>, GpuError> {
+        let mut out = vec![T::zeroed(); buffer.len];
+        self.download(&buffer.allocation, 0, bytemuck::cast_slice_mut(&mut out))?;
+        Ok(out)
+    }
+
+    /// Records, submits and waits.
+    ///
+    /// # Errors
+    /// As [`Device::record`] and [`Submission::wait`].
+    pub fn run(&self, commands: CommandList) -> Result<Completed, GpuError> {
+        let recording = self.record(commands)?;
+        self.submit(&recording)?.wait()
+    }
+}
+
+/// Elements in device memory.
+#[derive(Clone, Debug)]
+pub struct Buffer<T> {
+    allocation: Arc<dyn Allocation>,
+    len: usize,
+    element: std::marker::PhantomData<T>,
+}
+
+impl<T: Element> Buffer<T> {
+    /// Number of elements.
+    #[allow(clippy::len_without_is_empty, reason = "a buffer is bound, not iterated")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The memory.
+    pub fn allocation(&self) -> &Arc<dyn Allocation> {
+        &self.allocation
+    }
+
+    /// All elements, to be read.
+    pub fn view(&self) -> View<'_, T> {
+        View::new(&self.allocation, 0, self.len)
+            .unwrap_or_else(|_| unreachable!("the buffer was made with this length"))
+    }
+
+    /// Elements `range`, to be read.
+    ///
+    /// # Errors
+    /// Out of bounds.
+    pub fn slice(&self, range: Range<usize>) -> Result<View<'_, T>, BindError> {
+        let offset = (range.start * size_of::<T>()) as u64;
+        View::new(&self.allocation, offset, range.end.saturating_sub(range.start))
+    }
+
+    /// All elements, to be written.
+    ///
+    /// # Errors
+    /// [`BindError::ReadOnly`].
+    pub fn view_mut(&self) -> Result<ViewMut<'_, T>, BindError> {
+        ViewMut::new(&self.allocation, 0, self.len)
+    }
+
+    /// Elements `range`, to be written.
+    ///
+    /// # Errors
+    /// Out of bounds, or [`BindError::ReadOnly`].
+    pub fn slice_mut(&self, range: Range<usize>) -> Result<ViewMut<'_, T>, BindError> {
+        let offset = (range.start * size_of::<T>()) as u64;
+        ViewMut::new(&self.allocation, offset, range.end.saturating_sub(range.start))
+    }
+}
+
+/// A prepared command list; devices find their own type again through `Any`.
+pub trait Recording: std::any::Any + Send + Sync {
+    /// The command list's label.
+    fn label(&self) -> &str;
+}
+
+/// A command list that was started.
+pub trait Submission: Send {
+    /// Waits until it is done. Dropping a submission waits as well, and forgets errors.
+    ///
+    /// # Errors
+    /// What went wrong on the device, with the kernel's name.
+    fn wait(self: Box<Self>) -> Result<Completed, GpuError>;
+
+    /// Whether it is done, without waiting.
+    fn is_done(&self) -> bool;
+}
+
+/// A command list that has run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Completed {
+    /// From the first command's start to the last one's end on the device, where it says.
+    pub gpu_time: Option<Duration>,
+}

@@ -1,0 +1,21 @@
+//! Devices that run the kernels of `marlin-kernels`.
+//!
+//! [`Device`] is small: memory placed by the policy, pipelines, command lists. Everything above it
+//! is written once. Each device has a folder with the same file names:
+//!
+//! | device | feature | runs on |
+//! |---|---|---|
+//! | `cuda` | `cuda` | NVIDIA GPUs; driver and NVRTC are loaded when asked for, nothing is linked |
+//! | `emulated` | `emulated` | the CPU, through a C++ compiler at build time; stricter than hardware |
+
+mod command;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod device;
+#[cfg(feature = "emulated")]
+pub mod emulated;
+mod error;
+
+pub use command::{Command, CommandList, Region};
+pub use device::{Buffer, Completed, Device, DeviceProperties, Recording, Submission};
+pub use error::GpuError;

@@ -1,0 +1,79 @@
+//! Reads every kernel's signature and writes its launcher; with the feature `emulated`, compiles
+//! the kernels for the host as well.
+
+#[path = "build/launchers.rs"]
+mod launchers;
+#[allow(dead_code, missing_docs, unreachable_pub, reason = "the library's own module, used in part")]
+#[path = "src/signature/mod.rs"]
+mod signature;
+
+#[cfg(feature = "emulated")]
+#[path = "build/host.rs"]
+mod host;
+
+use std::path::{Path, PathBuf};
+use std::{env, fs, process};
+
+fn main() {
+    if let Err(message) = run() {
+        eprintln!("{message}");
+        process::exit(1);
+    }
+}
+
+fn run() -> Result<(), String> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?);
+    let out = PathBuf::from(env::var("OUT_DIR").map_err(|e| e.to_string())?);
+    for folder in ["metal", "compat", "build"] {
+        println!("cargo:rerun-if-changed={}", root.join(folder).display());
+    }
+    let mut files = read_folder(&root.join("metal"), "")?;
+    files.extend(read_folder(&root.join("compat"), "compat/")?);
+    let mut sources = Vec::new();
+    for (name, _, text) in files.iter().filter(|f| f.0.ends_with(".metal")) {
+        let stem = name.trim_end_matches(".metal");
+        let source = signature::parse(stem, text).map_err(|e| e.to_string())?;
+        check_includes(&source, &files)?;
+        sources.push(source);
+    }
+    let text = launchers::generate(&sources, &files)?;
+    write(&out.join("launchers.rs"), &text)?;
+    #[cfg(feature = "emulated")]
+    host::compile(&root, &out, &sources)?;
+    Ok(())
+}
+
+/// Name (with `prefix`), path and text of every source file in a folder, by name.
+fn read_folder(folder: &Path, prefix: &str) -> Result<Vec<(String, PathBuf, String)>, String> {
+    let entries = fs::read_dir(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let mut out = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| e.to_string())?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+        if name.ends_with(".metal") || name.ends_with(".h") {
+            let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+            out.push((format!("{prefix}{name}"), path, text));
+        }
+    }
+    out.sort();
+    Ok(out)
+}
+
+fn check_includes(
+    source: &signature::Source,
+    files: &[(String, PathBuf, String)],
+) -> Result<(), String> {
+    for include in &source.includes {
+        if !files.iter().any(|f| &f.0 == include) {
+            return Err(format!(
+                "{}.metal includes \"{include}\", which is not beside it",
+                source.stem
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))
+}

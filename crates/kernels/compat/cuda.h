@@ -1,0 +1,1 @@
+// Compatibility header: see docs/kernels.md.

@@ -1,0 +1,111 @@
+//! The kernels' sources, put together for a target.
+
+use crate::PipelineKey;
+
+/// What a source is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Apple's compiler.
+    Metal,
+    /// NVRTC.
+    Cuda,
+}
+
+/// An embedded file.
+#[derive(Clone, Copy, Debug)]
+pub struct SourceFile {
+    /// Its name: `norm.metal`, `weights.h`.
+    pub name: &'static str,
+    /// Its text.
+    pub text: &'static str,
+}
+
+fn find(name: &str) -> &'static str {
+    crate::generated::FILES
+        .iter()
+        .find(|f| f.name == name)
+        .map(|f| f.text)
+        .unwrap_or_else(|| unreachable!("the build embeds every file that a kernel includes"))
+}
+
+/// Appends `name` with its includes put in place, each file once.
+fn flatten(name: &'static str, done: &mut Vec<&'static str>, out: &mut String) {
+    if done.contains(&name) {
+        return;
+    }
+    done.push(name);
+    out.push_str(&format!("#line 1 \"{name}\"\n"));
+    for (number, line) in find(name).lines().enumerate() {
+        let include =
+            line.trim_start().strip_prefix("#include \"").and_then(|rest| rest.split('"').next());
+        match include {
+            Some(included) => {
+                let file = crate::generated::FILES
+                    .iter()
+                    .find(|f| f.name == included)
+                    .unwrap_or_else(|| unreachable!("checked by the build"));
+                flatten(file.name, done, out);
+                out.push_str(&format!("#line {} \"{name}\"\n", number + 2));
+            }
+            None => {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+    }
+}
+
+/// The whole source of `pipeline`'s kernel file for `target`: compatibility header, type
+/// parameters, shared headers and kernels, in one text without includes.
+///
+/// Type parameters and kernel names are set by macros in front. On CUDA the specialisation
+/// constants are too (`SPECIALISE` needs their values), and the entry point of the
+/// pipeline's kernel follows; on Metal they are function constants.
+pub fn source(pipeline: &PipelineKey, target: Target) -> String {
+    let kernel = pipeline.kernel;
+    let file = crate::generated::FILES
+        .iter()
+        .find(|f| f.name.strip_suffix(".metal") == Some(kernel.file))
+        .unwrap_or_else(|| unreachable!("a kernel's file is embedded"));
+    let mut out = String::new();
+    let mut done = Vec::new();
+    if target == Target::Cuda {
+        for ((name, ty), bits) in kernel.constants.iter().zip(pipeline.constants.bits()) {
+            out.push_str(&format!("#define MARLIN_VALUE_{name} {}\n", literal(*ty, *bits)));
+        }
+    }
+    flatten(
+        match target {
+            Target::Metal => "compat/metal.h",
+            Target::Cuda => "compat/cuda.h",
+        },
+        &mut done,
+        &mut out,
+    );
+    for (parameter, element) in kernel.type_parameters.iter().zip(pipeline.elements) {
+        let element = element.unwrap_or(parameter.types[0]);
+        out.push_str(&format!("#define {} {}\n", parameter.name, element.source_name()));
+    }
+    if !kernel.type_parameters.is_empty() {
+        let suffix = pipeline.symbol()[kernel.name.len()..].to_owned();
+        for other in crate::generated::KERNELS.iter().filter(|k| k.file == kernel.file) {
+            out.push_str(&format!("#define {0} {0}{suffix}\n", other.name));
+        }
+    }
+    flatten(file.name, &mut done, &mut out);
+    if target == Target::Cuda {
+        out.push_str(&crate::cuda_entry::entry_point(pipeline));
+    }
+    out
+}
+
+/// A specialisation constant as a C++ literal.
+fn literal(ty: crate::signature::ScalarType, bits: u32) -> String {
+    use crate::signature::ScalarType as S;
+    match ty {
+        S::Uint | S::Ulong => format!("{bits}u"),
+        S::Int => format!("({})", bits as i32),
+        S::Bool => (bits != 0).to_string(),
+        S::Float => format!("as_float(0x{bits:08x}u)"),
+    }
+}
