@@ -63,6 +63,7 @@ mod float;
 mod format;
 pub mod fp4;
 pub mod fp8;
+pub mod fragment;
 pub mod ggml;
 pub mod group;
 pub mod hadamard;

@@ -1,0 +1,623 @@
+//! The order in which the GPU kernels read a quantised matrix.
+//!
+//! A *block* is 16 rows × 64 columns, a *row block* the blocks of 16 consecutive rows along k. Rows are
+//! padded to a multiple of 16 (scale 0, minimum 0), columns to a multiple of 64 (code 0; kernels
+//! read zeros for the activations there). Blocks lie row block after row block, so that whoever works on
+//! 16 rows streams through memory.
+//!
+//! A block is divided among 32 *slots*, one for each thread that multiplies it. Slot `4·g + t`
+//! (g = 0…7, t = 0…3) holds rows `g` and `g + 8`, and of each the columns `16·s + 4·t + i` for
+//! s = 0…3, i = 0…3, in that order: j = `4·s + i` counts them. Those are the elements that lane `4·g + t`
+//! of an `mma.m16n8k16` holds of its first operand (PTX ISA, "Matrix Fragments for mma.m16n8k16"), with the columns of
+//! each 16 permuted so that a lane's four are neighbours: a permutation of k changes no product as
+//! long as the activations follow it. It is Marlin's offline shuffle (Frantar et al. 2024, "MARLIN", §3) with
+//! two changes: steps of 16 columns stay whole, so that scales of groups of 16 and more can be applied to f32 sums, and
+//! a lane of Apple's `simdgroup_matrix` finds its elements in the same slot under another lane number.
+//!
+//! **Codes.** As planes, lowest bits first (3 bits = 2 + 1, 5 = 4 + 1, 6 = 4 + 2). A pair is the
+//! elements j = 2·p and 2·p + 1, p = 0…7: the even one in the lower half of a 32-bit word, the odd one
+//! 16 bits up, so that one shift and one mask give a pair ready to be made two f16.
+//!
+//! | plane | words of a slot | pair p of row g + 8·h is in word | at bit (and 16 up) |
+//! |---|---|---|---|
+//! | 8 bits | 8 | 4·h + p/2 | 8·(p mod 2) |
+//! | 4 bits | 4 | 2·h + p/4 | 4·(p mod 4) |
+//! | 2 bits | 2 | h | 2·p |
+//! | 1 bit | 1 | 0 | p + 8·h |
+//! | 16 bits | 16 | 8·h + p | 0 |
+//! | 32 bits | 32 | 16·h + 2·p + (0, 1) | 0 |
+//!
+//! A plane's words are stored in chunks of 16 bytes (8 for 2 bits, 4 for 1 bit): first chunk 0 of all
+//! 32 slots, then chunk 1, so that the threads of a SIMD-group load consecutive memory.
+//!
+//! **Scales and minimums**, in buffers of their own: `[row block][group][16]`, row `r` at place `2·(r mod 8) +
+//! r/8`, so that a slot's two are neighbours. Super-blocks: signed bytes (scales) and bytes
+//! (minimums), and in a third buffer `[row block][super-block]` 16 f16 scales, then 16 f16 minimums where
+//! there are any.
+//!
+//! `value = (scale · V(code) + min) · factor`, V(code) = code − offset, or the E2M1 or E4M3 number.
+
+use half::f16;
+
+use crate::{AffineRow, Code, Format, FormatError, Matrix, ScaleStorage, Values, fp8};
+
+/// Rows of a block.
+pub const BLOCK_ROWS: usize = 16;
+/// Columns of a block.
+pub const BLOCK_COLS: usize = 64;
+/// Columns of a super-block.
+const SUPER: usize = 256;
+
+/// What a code is. The numbers are the kernels' specialisation constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+#[allow(missing_docs, reason = "the names are the widths")]
+pub enum FragmentCode {
+    U2 = 0,
+    U3 = 1,
+    U4 = 2,
+    U5 = 3,
+    U6 = 4,
+    U8 = 5,
+    /// E2M1.
+    Fp4 = 6,
+    /// E4M3.
+    Fp8 = 7,
+    F16 = 8,
+    Bf16 = 9,
+    F32 = 10,
+}
+
+impl FragmentCode {
+    /// Bits of a code.
+    pub const fn bits(self) -> usize {
+        match self {
+            Self::U2 => 2,
+            Self::U3 => 3,
+            Self::U4 | Self::Fp4 => 4,
+            Self::U5 => 5,
+            Self::U6 => 6,
+            Self::U8 | Self::Fp8 => 8,
+            Self::F16 | Self::Bf16 => 16,
+            Self::F32 => 32,
+        }
+    }
+}
+
+/// What scales are stored as. The numbers are the kernels' specialisation constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum FragmentScale {
+    /// There are none: floats.
+    None = 0,
+    /// f16 per group.
+    F16 = 1,
+    /// f32 per group.
+    F32 = 2,
+    /// E8M0 per group.
+    E8M0 = 3,
+    /// E4M3 per group.
+    E4M3 = 4,
+    /// An f16 per 256 columns times a signed byte per group.
+    SuperBlock = 5,
+}
+
+/// What minimums are stored as. The numbers are the kernels' specialisation constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum FragmentMin {
+    /// There are none.
+    None = 0,
+    /// f16 per group.
+    F16 = 1,
+    /// f32 per group.
+    F32 = 2,
+    /// Minus an f16 per 256 columns times a byte per group.
+    SuperBlock = 3,
+}
+
+/// How a matrix lies in blocks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FragmentLayout {
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub cols: usize,
+    /// What a code is.
+    pub code: FragmentCode,
+    /// Subtracted from integer codes.
+    pub offset: i32,
+    /// Columns per scale: 16, 32 or a multiple of 64; the padded columns where a row has one scale.
+    pub group: usize,
+    /// Storage of the scales.
+    pub scale: FragmentScale,
+    /// Storage of the minimums.
+    pub min: FragmentMin,
+    /// Factor of all values.
+    pub factor: f32,
+}
+
+/// A matrix in blocks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FragmentMatrix {
+    /// The codes.
+    pub codes: Vec<u8>,
+    /// The scales, or nothing.
+    pub scales: Vec<u8>,
+    /// The minimums, or nothing.
+    pub mins: Vec<u8>,
+    /// The super-blocks' scales and minimums, or nothing.
+    pub supers: Vec<u8>,
+}
+
+impl FragmentLayout {
+    /// The layout of a matrix in `format`; `None` if its groups are not 16, 32 or a
+    /// multiple of 64 columns.
+    pub fn new(format: Format, rows: usize, cols: usize, tensor_scale: f32) -> Option<Self> {
+        use FragmentCode as C;
+        let padded = cols.next_multiple_of(BLOCK_COLS);
+        let dense = |code| Self {
+            rows,
+            cols,
+            code,
+            offset: 0,
+            group: padded,
+            scale: FragmentScale::None,
+            min: FragmentMin::None,
+            factor: 1.0,
+        };
+        match format {
+            Format::F16 => return Some(dense(C::F16)),
+            Format::BF16 => return Some(dense(C::Bf16)),
+            Format::F32 => return Some(dense(C::F32)),
+            _ => {}
+        }
+        let fp8 = matches!(format, Format::Group(g) if g.code == Code::Fp8);
+        let (code, offset, group, scale, has_min) = if fp8 {
+            let Format::Group(g) = format else { return None };
+            let group = Some(g.group_cols(cols)).filter(|&g| g < cols);
+            (C::Fp8, 0, group, FragmentScale::of(g.scale.into()), false)
+        } else {
+            let affine = format.affine()?;
+            let (offset, table) = match affine.values {
+                Values::Offset(offset) => (offset, false),
+                Values::Table(_) => (0, true),
+            };
+            let code = match (affine.bits, table) {
+                (2, _) => C::U2,
+                (3, _) => C::U3,
+                (4, false) => C::U4,
+                (4, true) => C::Fp4,
+                (5, _) => C::U5,
+                (6, _) => C::U6,
+                (8, _) => C::U8,
+                _ => return None,
+            };
+            let scale = FragmentScale::of(affine.scale);
+            (code, offset, affine.group, scale, affine.has_min)
+        };
+        let group = group.unwrap_or(padded).min(padded);
+        if group != 16 && group != 32 && (group == 0 || group % BLOCK_COLS != 0) {
+            return None;
+        }
+        let min = match (has_min, scale, format) {
+            (false, ..) => FragmentMin::None,
+            (true, FragmentScale::SuperBlock, _) => FragmentMin::SuperBlock,
+            // ggml stores the minimum itself; elsewhere it is scale × zero point, which needs
+            // more than an f16's mantissa.
+            (true, FragmentScale::F16, Format::Ggml(_)) => FragmentMin::F16,
+            (true, ..) => FragmentMin::F32,
+        };
+        Some(Self { rows, cols, code, offset, group, scale, min, factor: tensor_scale })
+    }
+
+    /// Columns with padding.
+    pub fn padded_cols(&self) -> usize {
+        self.cols.next_multiple_of(BLOCK_COLS)
+    }
+
+    /// Row blocks.
+    pub fn row_blocks(&self) -> usize {
+        self.rows.div_ceil(BLOCK_ROWS)
+    }
+
+    /// Blocks of a row block.
+    pub fn blocks(&self) -> usize {
+        self.padded_cols() / BLOCK_COLS
+    }
+
+    /// Groups of a row, padding included.
+    pub fn groups(&self) -> usize {
+        self.padded_cols().div_ceil(self.group)
+    }
+
+    /// Bytes of one block's codes.
+    pub fn block_bytes(&self) -> usize {
+        BLOCK_ROWS * BLOCK_COLS / 8 * self.code.bits()
+    }
+
+    /// Bytes of a scale.
+    pub fn scale_bytes(&self) -> usize {
+        match self.scale {
+            FragmentScale::None => 0,
+            FragmentScale::F16 => 2,
+            FragmentScale::F32 => 4,
+            FragmentScale::E8M0 | FragmentScale::E4M3 | FragmentScale::SuperBlock => 1,
+        }
+    }
+
+    /// Bytes of a minimum.
+    pub fn min_bytes(&self) -> usize {
+        match self.min {
+            FragmentMin::None => 0,
+            FragmentMin::F16 => 2,
+            FragmentMin::F32 => 4,
+            FragmentMin::SuperBlock => 1,
+        }
+    }
+
+    /// f16 numbers of one super-block of 16 rows; 0 where there are none.
+    pub fn super_values(&self) -> usize {
+        match (self.scale, self.min) {
+            (FragmentScale::SuperBlock, FragmentMin::SuperBlock) => 2 * BLOCK_ROWS,
+            (FragmentScale::SuperBlock, _) => BLOCK_ROWS,
+            _ => 0,
+        }
+    }
+
+    /// Bytes of the buffers: codes, scales, minimums, super-blocks.
+    pub fn sizes(&self) -> [usize; 4] {
+        let places = self.row_blocks() * self.groups() * BLOCK_ROWS;
+        let supers = self.row_blocks() * self.padded_cols().div_ceil(SUPER) * self.super_values();
+        [
+            self.row_blocks() * self.blocks() * self.block_bytes(),
+            places * self.scale_bytes(),
+            places * self.min_bytes(),
+            supers * 2,
+        ]
+    }
+
+    /// Bytes in all.
+    pub fn bytes(&self) -> usize {
+        self.sizes().iter().sum()
+    }
+
+    /// Packs the whole matrix.
+    ///
+    /// # Errors
+    /// If `matrix` is not the one this layout was made for.
+    pub fn pack(&self, matrix: &Matrix<'_>) -> Result<FragmentMatrix, FormatError> {
+        let [codes, scales, mins, supers] = self.sizes();
+        let mut out = FragmentMatrix {
+            codes: vec![0; codes],
+            scales: vec![0; scales],
+            mins: vec![0; mins],
+            supers: vec![0; supers],
+        };
+        let mut scratch = AffineRow::default();
+        for row_block in 0..self.row_blocks() {
+            self.pack_row_block(matrix, row_block, &mut out, &mut scratch)?;
+        }
+        Ok(out)
+    }
+
+    /// Packs 16 rows into their places in `out`, whose buffers have the lengths of [`sizes`](Self::sizes)
+    /// and hold zeros there.
+    ///
+    /// # Errors
+    /// If `matrix` is not the one this layout was made for, `row_block` is out of range or a
+    /// buffer has another length.
+    pub fn pack_row_block(
+        &self,
+        matrix: &Matrix<'_>,
+        row_block: usize,
+        out: &mut FragmentMatrix,
+        scratch: &mut AffineRow,
+    ) -> Result<(), FormatError> {
+        let lengths = [out.codes.len(), out.scales.len(), out.mins.len(), out.supers.len()];
+        let same = (matrix.rows, matrix.cols) == (self.rows, self.cols)
+            && Self::new(matrix.format, self.rows, self.cols, self.factor) == Some(*self);
+        if !same || row_block >= self.row_blocks() || lengths != self.sizes() {
+            return Err(FormatError::Layout {
+                layout: "fragment",
+                reason: format!(
+                    "row block {row_block} of {} [{}, {}] into {lengths:?} bytes, expected one of {} of \
+                     [{}, {}] and {:?} bytes",
+                    matrix.format,
+                    matrix.rows,
+                    matrix.cols,
+                    self.row_blocks(),
+                    self.rows,
+                    self.cols,
+                    self.sizes()
+                ),
+            });
+        }
+        let first = row_block * BLOCK_ROWS;
+        let bytes = self.blocks() * self.block_bytes();
+        for r in 0..BLOCK_ROWS.min(self.rows - first) {
+            let codes = &mut out.codes[row_block * bytes..][..bytes];
+            let data = matrix.row_data(first + r);
+            match self.code {
+                FragmentCode::F16 | FragmentCode::Bf16 => {
+                    self.pack_words(r, codes, |k| word16(data, k));
+                }
+                FragmentCode::F32 => self.pack_words(r, codes, |k| word32(data, k)),
+                FragmentCode::Fp8 => {
+                    self.pack_words(r, codes, |k| u32::from(data[k]));
+                    self.put_fp8_scales(matrix, row_block, r, out);
+                }
+                _ => {
+                    matrix.affine_row(first + r, scratch);
+                    self.pack_words(r, codes, |k| u32::from(scratch.codes[k]));
+                    self.put_scales(scratch, row_block, r, out);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the codes of row `r` of a row block into its blocks.
+    fn pack_words(&self, r: usize, codes: &mut [u8], code: impl Fn(usize) -> u32) {
+        for k in 0..self.cols {
+            let block = &mut codes[k / BLOCK_COLS * self.block_bytes()..][..self.block_bytes()];
+            let value = code(k);
+            let (mut plane, mut shift) = (0, 0);
+            for &width in planes(self.code.bits()) {
+                let mask = if width == 32 { u32::MAX } else { (1 << width) - 1 };
+                let (at, bit) = place(width, r, k % BLOCK_COLS);
+                let bytes = &mut block[plane + at..][..4];
+                let word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                let word = word | ((value >> shift) & mask) << bit;
+                bytes.copy_from_slice(&word.to_le_bytes());
+                plane += BLOCK_ROWS * BLOCK_COLS / 8 * width as usize;
+                shift += width;
+            }
+        }
+    }
+
+    /// Where the scale or minimum of group `g` of row `r` lies, in elements.
+    fn scale_at(&self, row_block: usize, g: usize, r: usize) -> usize {
+        (row_block * self.groups() + g) * BLOCK_ROWS + 2 * (r % 8) + r / 8
+    }
+
+    fn put_scales(&self, row: &AffineRow, row_block: usize, r: usize, out: &mut FragmentMatrix) {
+        for (s, &scale) in row.super_scales.iter().enumerate() {
+            let supers = self.padded_cols().div_ceil(SUPER);
+            let at = (row_block * supers + s) * self.super_values() + 2 * (r % 8) + r / 8;
+            out.supers[2 * at..2 * at + 2].copy_from_slice(&scale.to_le_bytes());
+            if let Some(min) = row.super_mins.get(s) {
+                let at = at + BLOCK_ROWS;
+                out.supers[2 * at..2 * at + 2].copy_from_slice(&min.to_le_bytes());
+            }
+        }
+        for (g, &scale) in row.scales.iter().enumerate() {
+            let at = self.scale_at(row_block, g, r);
+            if self.scale == FragmentScale::SuperBlock {
+                out.scales[at] = row.sub_scales[g] as u8;
+                if self.min == FragmentMin::SuperBlock {
+                    out.mins[at] = row.sub_mins[g];
+                }
+                continue;
+            }
+            // The row view halves the scales of E2M1, whose table it doubles.
+            let scale = if self.code == FragmentCode::Fp4 { 2.0 * scale } else { scale };
+            self.put_scale(scale, at, out);
+            match (self.min, row.mins.get(g)) {
+                (FragmentMin::F16, Some(&min)) => {
+                    out.mins[2 * at..2 * at + 2].copy_from_slice(&f16::from_f32(min).to_le_bytes());
+                }
+                (FragmentMin::F32, Some(&min)) => {
+                    out.mins[4 * at..4 * at + 4].copy_from_slice(&min.to_le_bytes());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn put_fp8_scales(
+        &self,
+        matrix: &Matrix<'_>,
+        row_block: usize,
+        r: usize,
+        out: &mut FragmentMatrix,
+    ) {
+        let Format::Group(format) = matrix.format else { return };
+        let row = row_block * BLOCK_ROWS + r;
+        let (_, grid_cols) = format.grid(matrix.rows, matrix.cols);
+        for g in 0..grid_cols {
+            let index = row / format.group_rows() * grid_cols + g;
+            let scale = crate::group::read_scale(format.scale, matrix.scales, index);
+            self.put_scale(scale, self.scale_at(row_block, g, r), out);
+        }
+    }
+
+    fn put_scale(&self, scale: f32, at: usize, out: &mut FragmentMatrix) {
+        match self.scale {
+            FragmentScale::F16 => {
+                out.scales[2 * at..2 * at + 2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+            }
+            FragmentScale::F32 => {
+                out.scales[4 * at..4 * at + 4].copy_from_slice(&scale.to_le_bytes());
+            }
+            // The exponent's byte; 255 for NaN.
+            FragmentScale::E8M0 => {
+                out.scales[at] = if scale.is_nan() { 255 } else { (scale.to_bits() >> 23) as u8 };
+            }
+            FragmentScale::E4M3 => out.scales[at] = fp8::encode_e4m3(scale),
+            FragmentScale::None | FragmentScale::SuperBlock => {}
+        }
+    }
+}
+
+impl FragmentScale {
+    const fn of(storage: ScaleStorage) -> Self {
+        match storage {
+            ScaleStorage::F16 => Self::F16,
+            ScaleStorage::F32 => Self::F32,
+            ScaleStorage::E8M0 => Self::E8M0,
+            ScaleStorage::E4M3 => Self::E4M3,
+            ScaleStorage::SuperBlock { .. } => Self::SuperBlock,
+        }
+    }
+}
+
+impl From<crate::ScaleType> for ScaleStorage {
+    fn from(scale: crate::ScaleType) -> Self {
+        match scale {
+            crate::ScaleType::F16 => Self::F16,
+            crate::ScaleType::F32 => Self::F32,
+            crate::ScaleType::E8M0 => Self::E8M0,
+            crate::ScaleType::E4M3 => Self::E4M3,
+        }
+    }
+}
+
+/// Widths of the planes that hold codes of `bits` bits, lowest bits first.
+fn planes(bits: usize) -> &'static [u32] {
+    match bits {
+        2 => &[2],
+        3 => &[2, 1],
+        4 => &[4],
+        5 => &[4, 1],
+        6 => &[4, 2],
+        8 => &[8],
+        16 => &[16],
+        _ => &[32],
+    }
+}
+
+/// Byte of the 32-bit word within its plane of a block, and the bit in it, of row `r` and column `k` of the block.
+fn place(width: u32, r: usize, k: usize) -> (usize, u32) {
+    let slot = 4 * (r % 8) + k % 16 / 4;
+    let j = k / 16 * 4 + k % 4;
+    let (h, p, odd) = (r / 8, j / 2, (j % 2) as u32);
+    let (word, bit) = match width {
+        1 => (0, p + 8 * h),
+        2 => (h, 2 * p),
+        4 => (2 * h + p / 4, 4 * (p % 4)),
+        8 => (4 * h + p / 2, 8 * (p % 2)),
+        16 => (8 * h + p, 0),
+        _ => (16 * h + j, 0),
+    };
+    let bit = if width == 32 { 0 } else { bit as u32 + 16 * odd };
+    // Words of a chunk: 16 bytes, or all that a slot has.
+    let words = (width as usize).min(4);
+    let at = (word / words * 32 + slot) * words + word % words;
+    (4 * at, bit)
+}
+
+fn word16(data: &[u8], k: usize) -> u32 {
+    u32::from(u16::from_le_bytes([data[2 * k], data[2 * k + 1]]))
+}
+
+fn word32(data: &[u8], k: usize) -> u32 {
+    u32::from_le_bytes([data[4 * k], data[4 * k + 1], data[4 * k + 2], data[4 * k + 3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{e8m0, encode, fp4};
+
+    /// Decodes an element as the module's documentation says it lies, by table and slot, not by the
+    /// packer's code.
+    fn value(layout: &FragmentLayout, m: &FragmentMatrix, row: usize, k: usize) -> f32 {
+        let (rb, r, kb, c) = (row / 16, row % 16, k / 64, k % 64);
+        let (g, h, s, t, i) = (r % 8, r / 8, c / 16, c % 16 / 4, c % 4);
+        let (slot, p, odd) = (4 * g + t, (4 * s + i) / 2, (4 * s + i) % 2);
+        let block = &m.codes[(rb * layout.blocks() + kb) * layout.block_bytes()..];
+        let word = |plane: usize, chunk_words: usize, w: usize| {
+            let at = plane + 4 * ((w / chunk_words * 32 + slot) * chunk_words + w % chunk_words);
+            u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+        };
+        let two = |plane| word(plane, 2, h) >> (2 * p + 16 * odd) & 3;
+        let one = |plane| word(plane, 1, 0) >> (p + 8 * h + 16 * odd) & 1;
+        let four = || word(0, 4, 2 * h + p / 4) >> (4 * (p % 4) + 16 * odd) & 15;
+        let eight = || word(0, 4, 4 * h + p / 2) >> (8 * (p % 2) + 16 * odd) & 255;
+        let sixteen = || (word(0, 4, 8 * h + p) >> (16 * odd)) as u16;
+        let code = match layout.code {
+            FragmentCode::F16 => return f16::from_bits(sixteen()).to_f32(),
+            FragmentCode::Bf16 => return half::bf16::from_bits(sixteen()).to_f32(),
+            FragmentCode::F32 => return f32::from_bits(word(0, 4, 16 * h + 2 * p + odd)),
+            FragmentCode::U2 => two(0),
+            FragmentCode::U3 => two(0) | one(256) << 2,
+            FragmentCode::U4 | FragmentCode::Fp4 => four(),
+            FragmentCode::U5 => four() | one(512) << 4,
+            FragmentCode::U6 => four() | two(512) << 4,
+            FragmentCode::U8 | FragmentCode::Fp8 => eight(),
+        };
+        let v = match layout.code {
+            FragmentCode::Fp4 => fp4::E2M1[code as usize],
+            FragmentCode::Fp8 => fp8::decode_e4m3(code as u8),
+            _ => code as f32 - layout.offset as f32,
+        };
+        let at = (rb * layout.groups() + k / layout.group) * 16 + 2 * g + h;
+        let half_at = |b: &[u8], i: usize| f16::from_le_bytes([b[2 * i], b[2 * i + 1]]).to_f32();
+        let float_at = |b: &[u8], i: usize| {
+            f32::from_le_bytes([b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]])
+        };
+        let supers = layout.padded_cols() / 256;
+        let s_at = (rb * supers + k / 256) * layout.super_values() + 2 * g + h;
+        let scale = match layout.scale {
+            FragmentScale::None => 1.0,
+            FragmentScale::F16 => half_at(&m.scales, at),
+            FragmentScale::F32 => float_at(&m.scales, at),
+            FragmentScale::E8M0 => e8m0::decode_e8m0(m.scales[at]),
+            FragmentScale::E4M3 => fp8::decode_e4m3(m.scales[at]),
+            FragmentScale::SuperBlock => half_at(&m.supers, s_at) * f32::from(m.scales[at] as i8),
+        };
+        let min = match layout.min {
+            FragmentMin::None => 0.0,
+            FragmentMin::F16 => half_at(&m.mins, at),
+            FragmentMin::F32 => float_at(&m.mins, at),
+            FragmentMin::SuperBlock => -half_at(&m.supers, s_at + 16) * f32::from(m.mins[at]),
+        };
+        (scale * v + min) * layout.factor
+    }
+
+    #[test]
+    fn every_element_of_every_format_lies_where_the_table_says() {
+        for format in Format::ALL {
+            for (rows, cols) in [(1, 256), (17, 768), (40, 512)] {
+                let values: Vec<f32> =
+                    (0..rows * cols).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.01).collect();
+                let owned = encode(format, rows, cols, &values).unwrap();
+                let matrix = owned.view();
+                let layout = FragmentLayout::new(format, rows, cols, matrix.tensor_scale)
+                    .unwrap_or_else(|| panic!("{format} has no layout"));
+                let packed = layout.pack(&matrix).unwrap();
+                let mut expected = vec![0.0; cols];
+                for row in 0..rows {
+                    matrix.decode_row(row, &mut expected);
+                    for (k, &e) in expected.iter().enumerate() {
+                        let found = value(&layout, &packed, row, k);
+                        assert!((found - e).abs() <= 1e-6, "{format} ({row}, {k}): {found}, {e}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn columns_past_the_end_are_padding() {
+        let format: Format = "int4-g64".parse().unwrap();
+        let values = vec![0.25; 3 * 128];
+        let owned = encode(format, 3, 128, &values).unwrap();
+        let layout = FragmentLayout::new(format, 3, 128, 1.0).unwrap();
+        let packed = layout.pack(&owned.view()).unwrap();
+        assert_eq!(layout.sizes(), [2 * 512, 2 * 32, 0, 0]);
+        for row in 3..16 {
+            assert_eq!(value(&layout, &packed, row, 5), 0.0, "row {row}");
+        }
+    }
+
+    #[test]
+    fn another_matrix_is_refused() {
+        let format: Format = "q4_0".parse().unwrap();
+        let owned = encode(format, 16, 64, &vec![0.5; 1024]).unwrap();
+        let layout = FragmentLayout::new(format, 16, 128, 1.0).unwrap();
+        let error = layout.pack(&owned.view()).unwrap_err().to_string();
+        assert!(error.contains("[16, 64]") && error.contains("[16, 128]"), "{error}");
+    }
+}
