@@ -8,8 +8,8 @@ use crate::{KernelParameter, PipelineKey};
 /// C++ text of the entry point of `pipeline`'s kernel, named by [`PipelineKey::symbol`] with
 /// `entry_` in front: it takes the bound parameters by index and passes each position on.
 ///
-/// Input pointers are `__restrict__`, outputs are not: a launcher may bind one
-/// allocation as both.
+/// Pointers are `__restrict__` unless the source is compiled with `MARLIN_ALIASED`, which a device defines
+/// where a dispatch binds memory that it writes a second time.
 pub(crate) fn entry_point(pipeline: &PipelineKey) -> String {
     let kernel = pipeline.kernel;
     let symbol = pipeline.symbol();
@@ -19,8 +19,8 @@ pub(crate) fn entry_point(pipeline: &PipelineKey) -> String {
             KernelParameter::Buffer { element, access, .. } => {
                 let element = pipeline.resolve(*element).source_name();
                 match access {
-                    ParameterAccess::In => format!("const {element} *b{index}"),
-                    _ => format!("{element} *b{index}"),
+                    ParameterAccess::In => format!("const {element} *MARLIN_RESTRICT b{index}"),
+                    _ => format!("{element} *MARLIN_RESTRICT b{index}"),
                 }
             }
             KernelParameter::Inline { structure, .. } => {
@@ -63,11 +63,15 @@ const fn position_expression(position: Position) -> &'static str {
         Position::ThreadPositionInThreadgroup => {
             "make_uint3(threadIdx.x, threadIdx.y, threadIdx.z)"
         }
-        Position::ThreadsPerThreadgroup => "make_uint3(blockDim.x, blockDim.y, blockDim.z)",
+        Position::ThreadsPerThreadgroup => {
+            "make_uint3(MARLIN_THREADS_X, MARLIN_THREADS_Y, MARLIN_THREADS_Z)"
+        }
         Position::ThreadIndexInThreadgroup => "marlin_thread_index()",
         Position::ThreadIndexInSimdgroup => "marlin_thread_index() % 32u",
         Position::SimdgroupIndexInThreadgroup => "marlin_thread_index() / 32u",
         Position::ThreadsPerSimdgroup => "32u",
-        Position::SimdgroupsPerThreadgroup => "(blockDim.x * blockDim.y * blockDim.z + 31u) / 32u",
+        Position::SimdgroupsPerThreadgroup => {
+            "(MARLIN_THREADS_X * MARLIN_THREADS_Y * MARLIN_THREADS_Z + 31u) / 32u"
+        }
     }
 }

@@ -106,6 +106,32 @@ fn literal(ty: crate::signature::ScalarType, bits: u32) -> String {
         S::Uint | S::Ulong => format!("{bits}u"),
         S::Int => format!("({})", bits as i32),
         S::Bool => (bits != 0).to_string(),
-        S::Float => format!("as_float(0x{bits:08x}u)"),
+        S::Float => float_literal(f32::from_bits(bits)),
+    }
+}
+
+/// A constant expression, which a reinterpretation of bits would not be. Rust writes the shortest
+/// decimal number that reads back as the same bits.
+fn float_literal(value: f32) -> String {
+    if value.is_nan() {
+        "__builtin_nanf(\"\")".to_owned()
+    } else if value.is_infinite() {
+        format!("({}__builtin_huge_valf())", if value < 0.0 { "-" } else { "" })
+    } else {
+        format!("({value:e}f)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::float_literal;
+
+    #[test]
+    fn floats_are_written_so_that_they_read_back_the_same() {
+        assert_eq!(float_literal(1.0), "(1e0f)");
+        assert_eq!(float_literal(-0.1), "(-1e-1f)");
+        assert_eq!(float_literal(f32::MIN_POSITIVE), "(1.1754944e-38f)");
+        assert_eq!(float_literal(f32::NEG_INFINITY), "(-__builtin_huge_valf())");
+        assert_eq!(float_literal(f32::NAN), "__builtin_nanf(\"\")");
     }
 }
