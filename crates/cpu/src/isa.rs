@@ -180,8 +180,8 @@ pub(crate) struct Kernels {
     pub(crate) float: fn(FloatKind) -> FloatKernel,
     pub(crate) quantise_row: unsafe fn(*const f32, usize, &[Bias], &RowOut),
     pub(crate) rms_norm: unsafe fn(*const f32, *const f32, f32, f32, *mut f32, usize),
-    pub(crate) gate_silu: unsafe fn(*const f32, *const f32, *mut f32),
-    pub(crate) gate_gelu: unsafe fn(*const f32, *const f32, *mut f32),
+    pub(crate) gate_silu: unsafe fn(*const f32, *const f32, *mut f32, usize),
+    pub(crate) gate_gelu: unsafe fn(*const f32, *const f32, *mut f32, usize),
     pub(crate) axpy: unsafe fn(f32, *const f32, *mut f32, usize),
     pub(crate) arg_max: unsafe fn(*const f32, usize) -> usize,
     pub(crate) max: unsafe fn(*const f32, usize) -> f32,
@@ -231,8 +231,10 @@ macro_rules! table {
                 unsafe { elementwise::rms_norm::<S>(x, weight, eps, offset, out, n) }
             }
             $(#[$features])*
-            unsafe fn gate<const GELU: bool>(gate: *const f32, up: *const f32, out: *mut f32) {
-                unsafe { elementwise::gate16::<S, GELU>(gate, up, out) }
+            unsafe fn gate<const GELU: bool>(
+                gate: *const f32, up: *const f32, out: *mut f32, n: usize,
+            ) {
+                unsafe { elementwise::gate::<S, GELU>(gate, up, out, n) }
             }
             $(#[$features])*
             unsafe fn axpy(a: f32, x: *const f32, y: *mut f32, n: usize) {

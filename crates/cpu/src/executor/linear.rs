@@ -1,15 +1,20 @@
 //! Linear stages: norm and quantise the input, multiply tiles of rows, combine.
 
+use std::ops::Range;
+
 use marlin_backend::Activation;
 
 use super::plan::{Combine, LinearPlan, MatrixPlan, Product};
 use super::{CpuExecutor, LOCAL_ROWS, Quantised, TOKEN_BLOCK};
 use crate::kernels::float::{FloatCall, FloatScales};
 use crate::kernels::quantise::{BLOCK, PANEL, RowOut};
-use crate::kernels::tile::{Activations, TileCall, prefetch};
+use crate::kernels::tile::{Activations, TileCall, prefetch_far};
 use crate::pool::Worker;
 use crate::weight::Storage;
 
+/// Bytes of weights of one work item of a decode: less than a microsecond of memory, so that
+/// no thread waits long for another's last item, and many times what it costs to take one.
+const ITEM_BYTES: usize = 12 << 10;
 /// Cache lines that are asked for ahead of a stage: what arrives in the microsecond or two
 /// that a barrier and the preparation of the input take.
 const PREFETCH_LINES: usize = 384;
@@ -23,11 +28,17 @@ impl LinearPlan {
         }
     }
 
-    /// Tiles of one work item. Decode: small ones, a few microseconds of memory each, that
-    /// other threads can take. Prefill: an item's weights stay in the second-level cache for
+    /// Tiles of one work item. Prefill: an item's weights stay in the second-level cache for
     /// all blocks of tokens.
-    fn chunk(&self, rows: usize, threads: usize) -> usize {
-        if rows > LOCAL_ROWS { 4 } else { (self.tiles() / (8 * threads)).clamp(1, 32) }
+    fn chunk(&self, rows: usize) -> usize {
+        if rows > LOCAL_ROWS {
+            return 4;
+        }
+        let bytes = match self.combine {
+            Combine::Separate => self.matrices[0].tile_bytes,
+            Combine::Gated(_) => 2 * self.matrices[0].tile_bytes,
+        };
+        (ITEM_BYTES / bytes.max(1)).clamp(1, 16)
     }
 }
 
@@ -36,6 +47,18 @@ struct Input<'a> {
     /// f32 rows and the distance between them.
     floats: (*const f32, usize),
     quantised: &'a Quantised,
+}
+
+/// Where the products of some tokens with a matrix go.
+#[derive(Clone, Copy)]
+struct Destination {
+    /// `[tokens][rows]`, from the first row of the first tile on.
+    start: *mut f32,
+    /// Floats from one token to the next.
+    stride: usize,
+    /// Rows that there is room for.
+    rows: usize,
+    accumulate: bool,
 }
 
 impl CpuExecutor {
@@ -70,15 +93,14 @@ impl CpuExecutor {
             worker.barrier.wait();
         }
         let (tiles, blocks) = (plan.tiles(), rows.div_ceil(TOKEN_BLOCK));
-        let chunk = plan.chunk(rows, worker.count);
+        let chunk = plan.chunk(rows);
         let groups = tiles.div_ceil(chunk);
         self.cursors.share(2 * stage + 1, worker.index, groups * blocks, 1, |range| {
             for item in range {
                 let (group, block) = (item / blocks, item % blocks);
                 let tokens = block * TOKEN_BLOCK..rows.min((block + 1) * TOKEN_BLOCK);
-                for tile in group * chunk..tiles.min((group + 1) * chunk) {
-                    self.tile(plan, tile, tokens.clone(), &input, worker.index);
-                }
+                let tiles = group * chunk..tiles.min((group + 1) * chunk);
+                self.tiles(plan, tiles, tokens, &input, worker.index);
             }
         });
     }
@@ -87,15 +109,14 @@ impl CpuExecutor {
     /// waits for the others and prepares the input: without this, memory would idle around
     /// every barrier.
     pub(super) fn prefetch_linear(&self, plan: &LinearPlan, rows: usize, worker: Worker<'_>) {
-        let (tiles, chunk) = (plan.tiles(), plan.chunk(rows, worker.count));
+        let (tiles, chunk) = (plan.tiles(), plan.chunk(rows));
         let group = worker.index * tiles.div_ceil(chunk) / worker.count;
         let mut tile = group * chunk;
         for matrix in &plan.matrices {
             if tile < matrix.tiles {
-                if let Storage::Tiles { layout, packed } = matrix.storage() {
-                    let start = packed.as_ptr::<u8>().wrapping_add(tile * layout.tile_bytes());
+                if let Product::Tiles { packed, .. } = &matrix.product {
                     for line in 0..PREFETCH_LINES {
-                        prefetch(start.wrapping_add(64 * line));
+                        prefetch_far(packed.tile(tile).wrapping_add(64 * line));
                     }
                 }
                 return;
@@ -138,73 +159,102 @@ impl CpuExecutor {
         }
     }
 
-    /// Computes tile `tile` of the stage for a block of tokens.
-    fn tile(
+    /// Computes some tiles of the stage for a block of tokens.
+    fn tiles(
         &self,
         plan: &LinearPlan,
-        tile: usize,
-        tokens: std::ops::Range<usize>,
+        tiles: Range<usize>,
+        tokens: Range<usize>,
         input: &Input<'_>,
         thread: usize,
     ) {
-        let products = self.threads[thread].products.as_ptr::<f32>();
         match plan.combine {
             Combine::Separate => {
-                let mut tile = tile;
+                let mut first = 0;
                 for matrix in &plan.matrices {
-                    if tile < matrix.tiles {
-                        self.multiply(plan, matrix, tile, tokens.clone(), input, thread, products);
-                        self.finish(matrix, tile, tokens, products);
-                        return;
+                    let from = tiles.start.max(first) - first;
+                    let to = tiles.end.clamp(first, first + matrix.tiles) - first;
+                    first += matrix.tiles;
+                    if from >= to {
+                        continue;
                     }
-                    tile -= matrix.tiles;
+                    let (out, width) = self.activations.get(matrix.out);
+                    let destination = Destination {
+                        start: out.wrapping_add(tokens.start * width + 16 * from),
+                        stride: width,
+                        rows: matrix.rows - 16 * from,
+                        accumulate: matrix.accumulate,
+                    };
+                    self.multiply(plan, matrix, from..to, &tokens, input, thread, destination);
                 }
             }
             Combine::Gated(activation) => {
-                // SAFETY: the scratch has room for the products of two tiles.
-                let second = unsafe { products.add(TOKEN_BLOCK * 16) };
                 let [gate, up] = &plan.matrices[..] else { return };
-                self.multiply(plan, gate, tile, tokens.clone(), input, thread, products);
-                self.multiply(plan, up, tile, tokens.clone(), input, thread, second);
+                let (out, width) = self.activations.get(gate.out);
                 let kernels = self.inner.kernels;
-                let kernel = match activation {
+                let combine = match activation {
                     Activation::Silu => kernels.gate_silu,
                     Activation::GeluTanh => kernels.gate_gelu,
                 };
-                for i in 0..tokens.len() {
-                    // SAFETY: 16 products per token in both; the result goes over the first.
-                    unsafe {
-                        kernel(products.add(16 * i), second.add(16 * i), products.add(16 * i))
+                // As many tiles at a time as the scratch has room for.
+                let most = TOKEN_BLOCK / tokens.len();
+                let mut from = tiles.start;
+                while from < tiles.end {
+                    let to = tiles.end.min(from + most);
+                    let stride = 16 * (to - from);
+                    let start = self.threads[thread].products.as_ptr::<f32>();
+                    let first = Destination { start, stride, rows: stride, accumulate: false };
+                    // The scratch has room for three blocks of products.
+                    let start = start.wrapping_add(TOKEN_BLOCK * 16);
+                    let second = Destination { start, ..first };
+                    self.multiply(plan, gate, from..to, &tokens, input, thread, first);
+                    self.multiply(plan, up, from..to, &tokens, input, thread, second);
+                    let rows = (gate.rows - 16 * from).min(stride);
+                    for (i, token) in tokens.clone().enumerate() {
+                        // SAFETY: `stride` products of each token in both blocks of the
+                        // scratch; row `token` of the output has room for `rows` from 16 · from
+                        // on, and each of its tiles is written by one thread.
+                        unsafe {
+                            let (g, u) = (first.start.add(i * stride), start.add(i * stride));
+                            let to = out.add(token * width + 16 * from);
+                            if rows == stride {
+                                combine(g, u, to, stride);
+                            } else {
+                                combine(g, u, g, stride);
+                                std::ptr::copy_nonoverlapping(g, to, rows);
+                            }
+                        }
                     }
+                    from = to;
                 }
-                self.finish(gate, tile, tokens, products);
             }
         }
     }
 
-    /// Products of one tile of a matrix with a block of tokens, as `[tokens][16]`.
+    /// Products of some tiles of a matrix with a block of tokens.
     #[allow(clippy::too_many_arguments, reason = "the two callers above have them all at hand")]
     fn multiply(
         &self,
         plan: &LinearPlan,
         matrix: &MatrixPlan,
-        tile: usize,
-        tokens: std::ops::Range<usize>,
+        tiles: Range<usize>,
+        tokens: &Range<usize>,
         input: &Input<'_>,
         thread: usize,
-        out: *mut f32,
+        to: Destination,
     ) {
         let blocks = plan.cols.div_ceil(BLOCK);
-        let first = tokens.start;
-        let tokens = tokens.len();
-        // SAFETY: the tile is one of the matrix's, the rows are prepared, and the products
-        // have room for a block of tokens.
+        let scratch = &self.threads[thread];
+        // A tile that there is no room for goes to the scratch first.
+        let spare = scratch.products.as_ptr::<f32>().wrapping_add(2 * TOKEN_BLOCK * 16);
+        // SAFETY: the tiles are some of the matrix's, the rows are prepared, and the
+        // destination has room for the products of whole tiles up to its number of rows.
         unsafe {
-            match (matrix.storage(), &matrix.product) {
-                (Storage::Tiles { layout, packed }, Product::Tiles { kernel, bias, halves }) => {
+            match &matrix.product {
+                Product::Tiles { kernel, layout, packed, bias, halves } => {
                     // Blocks of tokens begin with a panel.
                     let q = input.quantised;
-                    let panel = first / q.lanes;
+                    let panel = tokens.start / q.lanes;
                     let start = panel * blocks * q.lanes;
                     let sums = if *halves {
                         q.half_sums.as_ptr::<f32>().add(2 * start)
@@ -216,9 +266,14 @@ impl CpuExecutor {
                         let start = panel * bias_stride + b * 2 * blocks * q.lanes;
                         q.biases.as_ptr::<i32>().add(start).cast_const()
                     });
-                    kernel(&TileCall {
+                    let bias_of = |tile: usize| match &matrix.bias {
+                        Some(bias) => bias[16 * tile..].as_ptr(),
+                        None => std::ptr::null(),
+                    };
+                    let mut call = TileCall {
                         layout,
-                        tile: packed.as_ptr::<u8>().add(tile * layout.tile_bytes()),
+                        tile: packed.tile(tiles.start),
+                        tiles: (to.rows / 16).min(tiles.len()),
                         x: Activations {
                             lanes: q.lanes,
                             codes: q.codes.as_ptr::<i8>().add(start * BLOCK),
@@ -227,68 +282,74 @@ impl CpuExecutor {
                             biases,
                             bias_stride,
                         },
-                        tokens,
-                        scratch: self.threads[thread].header.as_ptr(),
-                        out,
-                    });
+                        tokens: tokens.len(),
+                        scratch: scratch.header.as_ptr(),
+                        out: to.start,
+                        out_stride: to.stride,
+                        accumulate: to.accumulate,
+                        bias: bias_of(tiles.start),
+                    };
+                    kernel(&call);
+                    let whole = call.tiles;
+                    if whole < tiles.len() {
+                        let tile = tiles.start + whole;
+                        call.tile = packed.tile(tile);
+                        call.tiles = 1;
+                        (call.out, call.out_stride, call.accumulate) = (spare, 16, false);
+                        call.bias = bias_of(tile);
+                        kernel(&call);
+                        place(spare, tokens.len(), whole, None, to);
+                    }
                 }
-                (Storage::Float { data, scales, .. }, Product::Float { kernel }) => {
+                Product::Float { kernel } => {
+                    let Storage::Float { data, scales, .. } = matrix.storage() else {
+                        unreachable!("the product was planned from the storage")
+                    };
                     let (x, stride) = input.floats;
-                    kernel(&FloatCall {
-                        weights: data.as_ptr(),
-                        cols: plan.cols,
-                        row: tile * 16,
-                        rows: (matrix.weight.rows() - tile * 16).min(16),
-                        scales: scales.as_ref().map(|s| FloatScales {
-                            scales: s.values.as_ptr(),
-                            group_rows: s.group_rows,
-                            group_cols: s.group_cols,
-                        }),
-                        x: x.add(first * stride),
-                        x_stride: stride,
-                        tokens,
-                        out,
-                    });
+                    for (i, tile) in tiles.enumerate() {
+                        kernel(&FloatCall {
+                            weights: data.as_ptr(),
+                            cols: plan.cols,
+                            row: tile * 16,
+                            rows: (matrix.rows - tile * 16).min(16),
+                            scales: scales.as_ref().map(|s| FloatScales {
+                                scales: s.values.as_ptr(),
+                                group_rows: s.group_rows,
+                                group_cols: s.group_cols,
+                            }),
+                            x: x.add(tokens.start * stride),
+                            x_stride: stride,
+                            tokens: tokens.len(),
+                            out: spare,
+                        });
+                        let bias = matrix.bias.as_ref().map(|b| &b[16 * tile..]);
+                        place(spare, tokens.len(), i, bias, to);
+                    }
                 }
-                _ => unreachable!("the product was planned from the storage"),
             }
         }
     }
+}
 
-    /// Adds the bias and writes a tile's products to the output tensor.
-    fn finish(
-        &self,
-        matrix: &MatrixPlan,
-        tile: usize,
-        tokens: std::ops::Range<usize>,
-        products: *const f32,
-    ) {
-        let (out, width) = self.activations.get(matrix.out);
-        let start = tile * 16;
-        let count = (matrix.weight.rows() - start).min(16);
-        let bias = matrix.bias.as_ref().map(|b| &b[start..start + count]);
-        for (i, token) in tokens.enumerate() {
-            // SAFETY: row `token` of the tensor is `width` wide and holds columns
-            // start..start + count; each tile of each row is written by one thread.
-            let (to, from) = unsafe {
-                (
-                    std::slice::from_raw_parts_mut(out.add(token * width + start), count),
-                    std::slice::from_raw_parts(products.add(16 * i), count),
-                )
-            };
-            match (bias, matrix.accumulate) {
-                (None, false) => to.copy_from_slice(from),
-                (None, true) => to.iter_mut().zip(from).for_each(|(t, f)| *t += f),
-                (Some(bias), false) => {
-                    for ((t, f), b) in to.iter_mut().zip(from).zip(bias) {
-                        *t = f + b;
-                    }
-                }
-                (Some(bias), true) => {
-                    for ((t, f), b) in to.iter_mut().zip(from).zip(bias) {
-                        *t += f + b;
-                    }
-                }
+/// Puts `[tokens][16]` products where tile `tile` of the destination is, as many rows as it has.
+///
+/// # Safety
+/// `products` must be readable for all tokens, and the destination writable for as many rows.
+unsafe fn place(
+    products: *const f32,
+    tokens: usize,
+    tile: usize,
+    bias: Option<&[f32]>,
+    to: Destination,
+) {
+    let rows = (to.rows - 16 * tile).min(16);
+    for token in 0..tokens {
+        for row in 0..rows {
+            // SAFETY: forwarded from the caller.
+            unsafe {
+                let to_row = to.start.add(token * to.stride + 16 * tile + row);
+                let before = if to.accumulate { *to_row } else { 0.0 };
+                *to_row = *products.add(16 * token + row) + bias.map_or(0.0, |b| b[row]) + before;
             }
         }
     }

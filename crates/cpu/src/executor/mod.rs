@@ -128,7 +128,8 @@ struct Scratch {
     quantised: Quantised,
     /// A tile's scales and minimums.
     header: Buffer,
-    /// Products of two tiles for a block of tokens.
+    /// Products of three tiles for a block of tokens: of a gate, of what it gates, and of a
+    /// tile that fills no rows of its own.
     products: Buffer,
     /// Queries, a key, a value and running sums of one attention item.
     attention: Buffer,
@@ -153,7 +154,7 @@ impl Scratch {
                 plan.max_biases,
             )?,
             header: buffer("thread.header", plan.max_header)?,
-            products: buffer("thread.products", 2 * TOKEN_BLOCK * 16)?,
+            products: buffer("thread.products", 3 * TOKEN_BLOCK * 16)?,
             attention: buffer("thread.attention", attention::scratch_floats(plan))?,
             sampler: Mutex::new(SamplerScratch::new(vocabulary)),
         })

@@ -3,7 +3,7 @@
 use marlin_backend::{
     Activation, AttentionSpec, BackendError, Norm, Op, Program, Rope, Rows, Tensor, Weight,
 };
-use marlin_formats::tile::TileMin;
+use marlin_formats::tile::{TileLayout, TileMin};
 use marlin_placement::{Ledger, Tally};
 
 use crate::isa::{AppendKernel, AttendKernel, CodeKind, FloatKernel, Kernels, TileKernel};
@@ -23,6 +23,8 @@ pub(super) enum Product {
     /// Quantised, with quantised activations.
     Tiles {
         kernel: TileKernel,
+        layout: TileLayout,
+        packed: Packed,
         /// Which of the stage's biases it needs.
         bias: Option<usize>,
         /// Groups of 16 columns.
@@ -32,15 +34,39 @@ pub(super) enum Product {
     Float { kernel: FloatKernel },
 }
 
+/// Where a matrix's tiles are.
+#[derive(Clone, Copy)]
+pub(super) struct Packed {
+    start: *const u8,
+    tile_bytes: usize,
+}
+
+// SAFETY: tiles are written when the weight is placed and only read from then on; the plan that
+// has the pointer also has the weight.
+unsafe impl Send for Packed {}
+// SAFETY: as above.
+unsafe impl Sync for Packed {}
+
+impl Packed {
+    /// The start of tile `tile`, which may be past the end.
+    pub(super) fn tile(&self, tile: usize) -> *const u8 {
+        self.start.wrapping_add(tile * self.tile_bytes)
+    }
+}
+
 /// One matrix of a linear stage. The weight is kept alive by `weight`.
 pub(super) struct MatrixPlan {
     pub(super) weight: Weight,
     pub(super) product: Product,
+    /// Padded with zeros to whole tiles.
     pub(super) bias: Option<Vec<f32>>,
     pub(super) out: Tensor,
     pub(super) accumulate: bool,
+    pub(super) rows: usize,
     /// Tiles of 16 rows.
     pub(super) tiles: usize,
+    /// Bytes of a tile, or of 16 rows of floats.
+    pub(super) tile_bytes: usize,
 }
 
 impl MatrixPlan {
@@ -291,7 +317,7 @@ impl LinearPlan {
         let placed = downcast(weight)?;
         self.cols = weight.cols();
         let product = match &placed.storage {
-            Storage::Tiles { layout, .. } => {
+            Storage::Tiles { layout, packed } => {
                 self.any_quantised = true;
                 let halves = layout.group % BLOCK != 0;
                 let offset = layout.table.map_or(layout.offset, table_offset);
@@ -306,17 +332,35 @@ impl LinearPlan {
                     })
                 });
                 let kernel = (kernels.tile)(CodeKind::of(layout), halves, min);
-                Product::Tiles { kernel, bias, halves }
+                let packed = Packed { start: packed.as_ptr(), tile_bytes: layout.tile_bytes() };
+                Product::Tiles { kernel, layout: *layout, packed, bias, halves }
             }
             Storage::Float { kind, .. } => {
                 self.any_float = true;
                 Product::Float { kernel: (kernels.float)(*kind) }
             }
         };
-        let bias = bias.map(|b| downcast(b).map(CpuWeight::vector)).transpose()?;
-        let tiles = weight.rows().div_ceil(16);
+        let mut bias = bias.map(|b| downcast(b).map(CpuWeight::vector)).transpose()?;
+        let rows = weight.rows();
+        let tiles = rows.div_ceil(16);
+        if let Some(bias) = &mut bias {
+            bias.resize(16 * tiles, 0.0);
+        }
+        let tile_bytes = match &placed.storage {
+            Storage::Tiles { layout, .. } => layout.tile_bytes(),
+            Storage::Float { data, .. } => data.len() / tiles.max(1),
+        };
         let weight = weight.clone();
-        self.matrices.push(MatrixPlan { weight, product, bias, out, accumulate, tiles });
+        self.matrices.push(MatrixPlan {
+            weight,
+            product,
+            bias,
+            out,
+            accumulate,
+            rows,
+            tiles,
+            tile_bytes,
+        });
         Ok(())
     }
 }

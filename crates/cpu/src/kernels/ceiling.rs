@@ -1,5 +1,6 @@
 //! What the processor can do at most: the denominators of the percentages we print.
 
+use crate::kernels::tile::prefetch_far;
 use crate::simd::Simd;
 
 /// Reads `bytes` (a multiple of 1 KiB) and returns something that depends on all of them.
@@ -29,18 +30,6 @@ pub(crate) unsafe fn read<S: Simd>(p: *const u8, bytes: usize) -> u64 {
         );
         S::sum(S::int_to_float(sum)).to_bits().into()
     }
-}
-
-#[inline(always)]
-fn prefetch_far(p: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch never faults, and SSE is part of x86-64.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(p.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
 }
 
 /// Multiply-adds of 4-bit codes with 8-bit activations, all in registers but for the

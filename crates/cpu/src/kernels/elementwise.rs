@@ -51,29 +51,36 @@ pub(crate) unsafe fn rms_norm<S: Simd>(
     }
 }
 
-/// `out[i] = silu(gate[i]) · up[i]` (or GELU's tanh approximation) for 16 values.
+/// `out[i] = silu(gate[i]) · up[i]` (or GELU's tanh approximation) for `n` values, a multiple
+/// of 16; `out` may be `gate`.
 ///
 /// # Safety
-/// The instruction set of `S` must be there; all pointers must be valid for 16 floats.
+/// The instruction set of `S` must be there; `gate` and `up` must be readable and `out`
+/// writable for `n` floats.
 #[inline(always)]
-pub(crate) unsafe fn gate16<S: Simd, const GELU: bool>(
+pub(crate) unsafe fn gate<S: Simd, const GELU: bool>(
     gate: *const f32,
     up: *const f32,
     out: *mut f32,
+    n: usize,
 ) {
-    // SAFETY: 16 floats each.
-    unsafe {
-        let (g, u) = (S::load(gate), S::load(up));
-        // gelu(x) = x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³))) = x · sigmoid(2·√(2/π)·(…)).
-        let z = if GELU {
-            let square = S::mul(g, g);
-            let inner = S::fma(square, S::splat(0.044_715), S::splat(1.0));
-            S::mul(S::mul(g, inner), S::splat(1.595_769_2))
-        } else {
-            g
-        };
-        let denominator = S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), z)));
-        S::store(out, S::mul(S::div(g, denominator), u));
+    let mut i = 0;
+    while i + LANES <= n {
+        // SAFETY: 16 floats each, below n.
+        unsafe {
+            let (g, u) = (S::load(gate.add(i)), S::load(up.add(i)));
+            // gelu(x) = x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³))) = x · sigmoid(2·√(2/π)·(…)).
+            let z = if GELU {
+                let square = S::mul(g, g);
+                let inner = S::fma(square, S::splat(0.044_715), S::splat(1.0));
+                S::mul(S::mul(g, inner), S::splat(1.595_769_2))
+            } else {
+                g
+            };
+            let denominator = S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), z)));
+            S::store(out.add(i), S::mul(S::div(g, denominator), u));
+        }
+        i += LANES;
     }
 }
 

@@ -1,8 +1,8 @@
 //! Products of quantised weights in tiles (`formats::tile`) with quantised activations.
 //!
-//! One call computes one tile, 16 rows, for some tokens. The codes of a block of 32 columns
-//! are unpacked once into eight registers and multiplied with every token of the register
-//! tile; each instruction multiplies four columns of sixteen rows by the same four
+//! One call computes neighbouring tiles, 16 rows each, for some tokens. The codes of a block of
+//! 32 columns are unpacked once into eight registers and multiplied with every token of the
+//! register tile; each instruction multiplies four columns of sixteen rows by the same four
 //! activations, so sums stay one per lane and nothing is added across lanes. Scales are
 //! converted to f32 once per tile and call, into `scratch`, so that the inner loop is the
 //! same for every scale format.
@@ -74,23 +74,32 @@ pub(crate) const fn has_bias(bits: u32, min: bool, signed_8bit: bool) -> bool {
 pub(crate) struct TileCall<'a> {
     /// How the tile lies.
     pub(crate) layout: &'a TileLayout,
-    /// The tile.
+    /// The first tile; the others follow it.
     pub(crate) tile: *const u8,
-    /// What it is multiplied with; `tokens` rows.
+    /// How many there are.
+    pub(crate) tiles: usize,
+    /// What they are multiplied with; `tokens` rows.
     pub(crate) x: Activations,
     /// Rows of `x`.
     pub(crate) tokens: usize,
     /// Room for `2 · groups · 16` floats: scales and minimums.
     pub(crate) scratch: *mut f32,
-    /// `[tokens][16]`: the products.
+    /// `[tokens][tiles · 16]`: the products.
     pub(crate) out: *mut f32,
+    /// Floats from one token's products to the next's.
+    pub(crate) out_stride: usize,
+    /// Whether the products are added to what is there.
+    pub(crate) accumulate: bool,
+    /// `[tiles · 16]` added to every token's products; null for none.
+    pub(crate) bias: *const f32,
 }
 
-/// Bytes ahead of the codes in use that are prefetched: about what arrives from memory
-/// during its latency (100 ns at 16 GB/s a core).
-const PREFETCH: usize = 2048;
+/// Bytes ahead of the codes in use that are prefetched into the second-level cache: twice what
+/// arrives from memory during its latency (100 ns at 16 GB/s a core). Not into the first level:
+/// as many misses as it can have outstanding carry less than the memory gives.
+const PREFETCH: usize = 4096;
 
-/// Multiplies one tile with all tokens of the call.
+/// Multiplies the tiles with all tokens of the call.
 ///
 /// # Safety
 /// The instruction set of `S` must be there; all pointers must be valid for what their
@@ -101,18 +110,27 @@ pub(crate) unsafe fn tile<S: Simd, C: Codes, const HALVES: bool, const MIN: bool
 ) {
     // SAFETY: forwarded from the caller.
     unsafe {
-        expand_header::<S>(call.layout, call.tile, call.scratch);
-        let mut t = 0;
-        while t < call.tokens {
-            // Tokens that go together must be in one panel.
-            let rest = (call.tokens - t).min(call.x.lanes - t % call.x.lanes);
-            t += if S::TILE_TOKENS >= 16 && rest >= 16 {
-                tokens::<S, C, HALVES, MIN, 16>(call, t)
-            } else if rest >= 4 {
-                tokens::<S, C, HALVES, MIN, 4>(call, t)
-            } else {
-                tokens::<S, C, HALVES, MIN, 1>(call, t)
-            };
+        let bytes = call.layout.tile_bytes();
+        let mut call = *call;
+        for _ in 0..call.tiles {
+            expand_header::<S>(call.layout, call.tile, call.scratch);
+            let mut t = 0;
+            while t < call.tokens {
+                // Tokens that go together must be in one panel.
+                let rest = (call.tokens - t).min(call.x.lanes - t % call.x.lanes);
+                t += if S::TILE_TOKENS >= 16 && rest >= 16 {
+                    tokens::<S, C, HALVES, MIN, 16>(&call, t)
+                } else if rest >= 4 {
+                    tokens::<S, C, HALVES, MIN, 4>(&call, t)
+                } else {
+                    tokens::<S, C, HALVES, MIN, 1>(&call, t)
+                };
+            }
+            call.tile = call.tile.wrapping_add(bytes);
+            call.out = call.out.wrapping_add(LANES);
+            if !call.bias.is_null() {
+                call.bias = call.bias.wrapping_add(LANES);
+            }
         }
     }
 }
@@ -340,7 +358,6 @@ unsafe fn or8<S: Simd>(mut a: [S::B; 8], b: [S::B; 8]) -> [S::B; 8] {
 
 /// One block of a panel, from the first token of a register tile on.
 struct Block<'a, S: Simd> {
-    codes: *const i8,
     scales: *const f32,
     sums: *const f32,
     biases: *const i32,
@@ -353,17 +370,19 @@ struct Block<'a, S: Simd> {
 }
 
 impl<S: Simd> Block<'_, S> {
-    /// `acc` plus the block's products with token `i` of the register tile.
+    /// `acc` plus the block's products with token `i` of the register tile, whose codes are
+    /// the `i`th after `codes`.
     #[inline(always)]
     unsafe fn token<C: Codes, const HALVES: bool, const MIN: bool>(
         &self,
+        codes: *const i8,
         i: usize,
         acc: S::F,
     ) -> S::F {
         let bias = const { has_bias(C::DOT_BITS, MIN, S::SIGNED_8BIT) };
         // SAFETY: forwarded from the caller.
         unsafe {
-            let quads = self.codes.add(i * TILE_K);
+            let quads = codes.add(i * TILE_K);
             let d = S::splat(*self.scales.add(i));
             let mut acc = acc;
             if HALVES {
@@ -394,7 +413,12 @@ impl<S: Simd> Block<'_, S> {
 
     /// The same for tokens `i` and `i + 1` at once, for groups of 32 and more.
     #[inline(always)]
-    unsafe fn pair<C: Codes, const MIN: bool>(&self, i: usize, acc: [S::F; 2]) -> [S::F; 2] {
+    unsafe fn pair<C: Codes, const MIN: bool>(
+        &self,
+        codes: *const i8,
+        i: usize,
+        acc: [S::F; 2],
+    ) -> [S::F; 2] {
         let bias = const { has_bias(C::DOT_BITS, MIN, S::SIGNED_8BIT) };
         let mut acc = acc;
         // SAFETY: forwarded from the caller.
@@ -403,7 +427,7 @@ impl<S: Simd> Block<'_, S> {
             if bias {
                 start = [S::int_splat(*self.biases.add(i)), S::int_splat(*self.biases.add(i + 1))];
             }
-            let quads = self.codes.add(i * TILE_K);
+            let quads = codes.add(i * TILE_K);
             let quads = [quads, quads.add(TILE_K)];
             let (first, second) = if C::DOT_BITS == 8 {
                 S::dot_pair::<8>(start, self.w, quads)
@@ -452,7 +476,7 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const MIN: bool, const T
         let zero = S::splat(0.0);
         let mut acc = [zero; T];
         let (mut group, mut left) = (0, per_group);
-        let x_codes = x.codes.add((panel * blocks * x.lanes + lane) * TILE_K);
+        let mut quads = x.codes.add((panel * blocks * x.lanes + lane) * TILE_K);
         let x_scales = x.scales.add(panel * blocks * x.lanes + lane);
         let x_sums = x.sums.add(panel * blocks * per_block + lane);
         let x_biases = x.biases.wrapping_add(panel * x.bias_stride + lane);
@@ -460,14 +484,13 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const MIN: bool, const T
             let p = codes.add(b * C::BITS as usize * 64);
             if T == 1 {
                 for line in 0..C::BITS as usize {
-                    prefetch(p.wrapping_add(PREFETCH + 64 * line));
+                    prefetch_far(p.wrapping_add(PREFETCH + 64 * line));
                 }
             }
             let w = unpack::<S, C>(p, table);
             let scales = call.scratch.add(group * LANES);
             let mins = scales.add(groups * LANES);
             let mut block = Block::<S> {
-                codes: x_codes.add(b * x.lanes * TILE_K),
                 scales: x_scales.add(b * x.lanes),
                 sums: x_sums.add(b * per_block),
                 biases: x_biases.wrapping_add(b * per_block),
@@ -492,17 +515,26 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const MIN: bool, const T
                     if $i < T {
                         if S::PAIRS && !HALVES && T >= 2 {
                             if $i % 2 == 0 {
-                                let both = block.pair::<C, MIN>($i, [acc[$i], acc[$i + 1]]);
+                                let both = [acc[$i], acc[$i + 1]];
+                                let both = block.pair::<C, MIN>(quads, $i, both);
                                 acc[$i] = both[0];
                                 acc[$i + 1] = both[1];
                             }
                         } else {
-                            acc[$i] = block.token::<C, HALVES, MIN>($i, acc[$i]);
+                            acc[$i] = block.token::<C, HALVES, MIN>(quads, $i, acc[$i]);
+                        }
+                        // Four chains of multiply-adds hide their latency.
+                        if T == 16 && $i % 4 == 3 {
+                            let four = [acc[$i - 3], acc[$i - 2], acc[$i - 1], acc[$i]];
+                            let last;
+                            (last, quads) = S::settle(four, quads);
+                            [acc[$i - 3], acc[$i - 2], acc[$i - 1], acc[$i]] = last;
                         }
                     }
                 )*};
             }
             unrolled!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+            quads = quads.add(x.lanes * TILE_K);
             left -= 1;
             if left == 0 {
                 group += if HALVES { 2 } else { 1 };
@@ -510,8 +542,11 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const MIN: bool, const T
             }
         }
         let factor = S::splat(layout.factor);
+        let bias = if call.bias.is_null() { zero } else { S::load(call.bias) };
         for (i, acc) in acc.iter().enumerate() {
-            S::store(call.out.add((t + i) * LANES), S::mul(*acc, factor));
+            let to = call.out.add((t + i) * call.out_stride);
+            let before = if call.accumulate { S::add(S::load(to), bias) } else { bias };
+            S::store(to, S::fma(*acc, factor, before));
         }
     }
     T
@@ -539,19 +574,20 @@ unsafe fn dot<S: Simd, C: Codes, const N: usize>(start: i32, w: &[S::B; N], x: *
     }
 }
 
-/// Asks for the cache line at `p`, which may lie outside any allocation.
+/// Asks for the cache line at `p`, which may lie outside any allocation, to come into the
+/// second-level cache.
 #[inline(always)]
-pub(crate) fn prefetch(p: *const u8) {
+pub(crate) fn prefetch_far(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch never faults, and SSE is part of x86-64.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
     }
     #[cfg(target_arch = "aarch64")]
     // SAFETY: a prefetch never faults.
     unsafe {
-        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) p, options(nostack, readonly, preserves_flags));
+        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) p, options(nostack, readonly, preserves_flags));
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = p;

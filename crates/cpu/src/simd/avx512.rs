@@ -8,6 +8,27 @@ use super::Simd;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
 
+/// See [`Simd::settle`]: an empty piece of assembly that claims to change its operands.
+/// (A function of its own because only one with the feature may name the registers.)
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn settle(acc: [__m512; 4], mut p: *const i8) -> ([__m512; 4], *const i8) {
+    let [mut a, mut b, mut c, mut d] = acc;
+    // SAFETY: there are no instructions in it.
+    unsafe {
+        std::arch::asm!(
+            "/* {0} {1} {2} {3} {4} */",
+            inout(zmm_reg) a,
+            inout(zmm_reg) b,
+            inout(zmm_reg) c,
+            inout(zmm_reg) d,
+            inout(reg) p,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    ([a, b, c, d], p)
+}
+
 // SAFETY (whole impl): the trait's contract makes the caller vouch for the instruction set
 // and for the pointers; all memory instructions used are the unaligned ones.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -176,6 +197,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn lookup(table: Self::B, indices: Self::B) -> Self::B {
         unsafe { _mm512_shuffle_epi8(table, indices) }
+    }
+
+    #[inline(always)]
+    unsafe fn settle(acc: [Self::F; 4], p: *const i8) -> ([Self::F; 4], *const i8) {
+        unsafe { settle(acc, p) }
     }
 
     #[inline(always)]

@@ -112,6 +112,16 @@ pub(crate) trait Simd: Copy + 'static {
         x: *const i8,
     ) -> Self::I;
 
+    /// Nothing, except that the compiler must have computed `acc` before it reads through the
+    /// pointer that this returns, which is `p`.
+    ///
+    /// Without it, the integer sums of a whole register tile are begun at once, and their
+    /// registers are taken from the float sums, which then live in memory.
+    #[inline(always)]
+    unsafe fn settle(acc: [Self::F; 4], p: *const i8) -> ([Self::F; 4], *const i8) {
+        (acc, p)
+    }
+
     /// [`dot`](Self::dot) of a block of 32 columns with two tokens.
     #[inline(always)]
     unsafe fn dot_pair<const BITS: u32>(
