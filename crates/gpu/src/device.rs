@@ -172,11 +172,27 @@ impl dyn Device + '_ {
     /// [`GpuError::OutOfMemory`], or the device failed.
     #[track_caller]
     pub fn upload_new<T: Element>(&self, label: &str, values: &[T]) -> Result<Buffer<T>, GpuError> {
+        self.upload_bytes(label, bytemuck::cast_slice(values))
+    }
+
+    /// As [`upload_new`](Self::upload_new), from bytes at any address; a rest shorter than an
+    /// element is left out.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`], or the device failed.
+    #[track_caller]
+    pub fn upload_bytes<T: Element>(
+        &self,
+        label: &str,
+        bytes: &[u8],
+    ) -> Result<Buffer<T>, GpuError> {
         let pattern = AccessPattern::DEVICE_ONLY.with_initial_data();
-        let bytes = size_of_val(values) as u64;
-        let allocation = self.allocate_at(label, bytes, pattern, Location::caller())?;
-        self.upload(&allocation, 0, bytemuck::cast_slice(values))?;
-        Ok(Buffer { allocation, len: values.len(), element: std::marker::PhantomData })
+        let len = bytes.len() / size_of::<T>();
+        let bytes = &bytes[..len * size_of::<T>()];
+        let allocation =
+            self.allocate_at(label, bytes.len() as u64, pattern, Location::caller())?;
+        self.upload(&allocation, 0, bytes)?;
+        Ok(Buffer { allocation, len, element: std::marker::PhantomData })
     }
 
     /// The buffer's contents, through [`Device::download`].

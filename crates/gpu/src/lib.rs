@@ -15,6 +15,7 @@ mod device;
 #[cfg(feature = "emulated")]
 pub mod emulated;
 mod error;
+pub mod ops;
 
 pub use command::{Command, CommandList, Region};
 pub use device::{Buffer, Completed, Device, DeviceProperties, Recording, Submission};

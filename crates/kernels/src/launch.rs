@@ -118,6 +118,25 @@ macro_rules! view {
                 self.len
             }
 
+            /// `len` of its elements from element `start`.
+            ///
+            /// # Errors
+            /// Past the view's end.
+            pub fn slice(&self, start: usize, len: usize) -> Result<Self, BindError> {
+                let width = size_of::<T>() as u64;
+                match start.checked_add(len) {
+                    Some(end) if end <= self.len => {
+                        Ok(Self { offset: self.offset + start as u64 * width, len, ..*self })
+                    }
+                    end => Err(BindError::OutOfBounds {
+                        label: self.allocation.label().to_owned(),
+                        bytes: self.len as u64 * width,
+                        start: start as u64 * width,
+                        end: end.map_or(u64::MAX, |end| end as u64 * width),
+                    }),
+                }
+            }
+
             /// As an argument of a dispatch.
             pub fn argument(&self, access: ParameterAccess) -> Argument {
                 Argument::Buffer {

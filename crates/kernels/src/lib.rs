@@ -7,6 +7,8 @@
 
 mod cuda_entry;
 mod element;
+#[cfg(feature = "emulated")]
+mod host;
 mod kernel;
 mod launch;
 pub mod signature;
@@ -17,8 +19,17 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/launchers.rs"));
 }
 
+/// Kernels that test the emulated device, most of them wrong in one way.
+#[cfg(feature = "emulated")]
+#[allow(missing_docs, dead_code, clippy::all, reason = "generated; documented where the kernels are written")]
+pub mod test_kernels {
+    include!(concat!(env!("OUT_DIR"), "/test_launchers.rs"));
+}
+
 pub use element::{Atomic, Element};
 pub use generated::*;
+#[cfg(feature = "emulated")]
+pub use host::{HostKernel, HostLaunch, HostRegion, HostState, host_entry, region_flags};
 pub use kernel::{
     ConstantValues, Kernel, KernelParameter, MAX_CONSTANTS, Ordered, PipelineKey, TypeParameter,
 };

@@ -224,7 +224,7 @@ impl<'a> Parser<'a> {
             } else {
                 None
             };
-            if offset % scalar.bytes() != 0 {
+            if !offset.is_multiple_of(scalar.bytes()) {
                 return Err(self.error(format!(
                     "{name}.{field} lies at byte {offset}, expected a multiple of {}: put \
                      8-byte members first",
@@ -238,7 +238,7 @@ impl<'a> Parser<'a> {
             fields.push(Field { name: field, ty: FieldType { scalar, count }, doc });
         }
         let widest = fields.iter().map(|f| f.ty.scalar.bytes()).max().unwrap_or(1);
-        if offset % widest != 0 {
+        if !offset.is_multiple_of(widest) {
             return Err(self.error(format!(
                 "{name} has {offset} bytes, expected a multiple of {widest}: add a member"
             )));
@@ -294,7 +294,7 @@ impl<'a> Parser<'a> {
         let access = match qualifier.as_str() {
             "IN" | "IN_OPTIONAL" => Some(ParameterAccess::In),
             "OUT" => Some(ParameterAccess::Out),
-            "INOUT" => Some(ParameterAccess::InOut),
+            "INOUT" | "INOUT_OPTIONAL" => Some(ParameterAccess::InOut),
             _ => None,
         };
         match (qualifier.as_str(), access) {
@@ -302,7 +302,7 @@ impl<'a> Parser<'a> {
                 let element = self.element(source)?;
                 let name = self.name()?;
                 let index = self.indexed_attribute("buffer", binding)?;
-                let optional = qualifier == "IN_OPTIONAL";
+                let optional = qualifier.ends_with("_OPTIONAL");
                 Ok(Parameter {
                     name,
                     kind: ParameterKind::Buffer { element, access, optional, index },

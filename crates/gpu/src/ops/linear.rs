@@ -1,0 +1,445 @@
+//! Products with quantised matrices: `gemv` and `gemm` of `marlin-kernels`.
+
+use marlin_formats::Matrix;
+use marlin_formats::fragment::{BLOCK_ROWS, FragmentLayout, FragmentMatrix};
+use marlin_kernels::gemm::{Gemm, GemmArgs, GemmConstants, GemmReduce};
+use marlin_kernels::gemv::{Gemv, GemvArgs, GemvConstants};
+use marlin_kernels::signature::ElementType;
+use marlin_kernels::{Element, Grid, View, ViewMut};
+
+use crate::{Buffer, CommandList, Device, DeviceProperties, GpuError};
+
+/// A matrix in device memory, in the fragment layout; or two of the same shape, gate and up, one
+/// after the other.
+#[derive(Clone, Debug)]
+pub struct FragmentWeights {
+    layout: FragmentLayout,
+    parts: usize,
+    codes: Buffer<u32>,
+    scales: Option<Buffer<u8>>,
+    mins: Option<Buffer<u8>>,
+    supers: Option<Buffer<half::f16>>,
+}
+
+impl FragmentWeights {
+    /// Packs one matrix, or gate and up, and uploads it.
+    ///
+    /// # Errors
+    /// A format without a fragment layout, matrices that differ in shape or format, or the device failed.
+    #[track_caller]
+    pub fn upload(
+        device: &dyn Device,
+        label: &str,
+        matrices: &[Matrix<'_>],
+    ) -> Result<Self, GpuError> {
+        let refuse = |reason: String| GpuError::Launch { kernel: label.to_owned(), reason };
+        let first = matrices.first().ok_or_else(|| refuse("no matrix".to_owned()))?;
+        let layout =
+            FragmentLayout::new(first.format, first.rows, first.cols, first.tensor_scale)
+                .ok_or_else(|| {
+                    refuse(format!(
+                        "{} has no fragment layout: its groups are not 16, 32 or a multiple of 64 \
+                         columns",
+                        first.format
+                    ))
+                })?;
+        let mut all = FragmentMatrix::default();
+        for matrix in matrices {
+            let packed = layout.pack(matrix).map_err(|e| refuse(e.to_string()))?;
+            all.codes.extend(packed.codes);
+            all.scales.extend(packed.scales);
+            all.mins.extend(packed.mins);
+            all.supers.extend(packed.supers);
+        }
+        Self::from_packed(device, label, layout, matrices.len(), &all)
+    }
+
+    /// Uploads `parts` matrices of `layout` that are packed already, one after the other.
+    ///
+    /// # Errors
+    /// Buffers of another size than the layout's, or the device failed.
+    #[track_caller]
+    pub fn from_packed(
+        device: &dyn Device,
+        label: &str,
+        layout: FragmentLayout,
+        parts: usize,
+        packed: &FragmentMatrix,
+    ) -> Result<Self, GpuError> {
+        let lengths =
+            [packed.codes.len(), packed.scales.len(), packed.mins.len(), packed.supers.len()];
+        let expected = layout.sizes().map(|bytes| bytes * parts);
+        if lengths != expected {
+            return Err(GpuError::Launch {
+                kernel: label.to_owned(),
+                reason: format!("buffers of {lengths:?} bytes, expected {expected:?}"),
+            });
+        }
+        let bytes = |part: &str, b: &[u8]| match b.is_empty() {
+            true => Ok(None),
+            false => device.upload_new(&format!("{label} {part}"), b).map(Some),
+        };
+        Ok(Self {
+            layout,
+            parts,
+            codes: device.upload_bytes(&format!("{label} codes"), &packed.codes)?,
+            scales: bytes("scales", &packed.scales)?,
+            mins: bytes("minimums", &packed.mins)?,
+            supers: match packed.supers.is_empty() {
+                true => None,
+                false => {
+                    Some(device.upload_bytes(&format!("{label} super-blocks"), &packed.supers)?)
+                }
+            },
+        })
+    }
+
+    /// The layout of one part.
+    pub fn layout(&self) -> &FragmentLayout {
+        &self.layout
+    }
+
+    /// Bytes that a product reads.
+    pub fn bytes(&self) -> usize {
+        self.layout.bytes() * self.parts
+    }
+
+    fn group_constant(&self) -> u32 {
+        if self.layout.group == self.layout.padded_cols() { 0 } else { self.layout.group as u32 }
+    }
+}
+
+/// What follows the sums.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// `[rows]` (gate and up: each padded to a multiple of 16).
+    pub bias: Option<View<'a, f32>>,
+    /// The weights are gate and up: y = activation(gate) · up.
+    pub gated: Option<Activation>,
+    /// y is added to: the residual.
+    pub accumulate: bool,
+}
+
+/// The activation of a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// GELU with tanh.
+    Gelu,
+}
+
+/// How a `gemm` divides its work; what an autotuner chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GemmShape {
+    /// Tiles of 8 tokens of a SIMD-group: 1, 2, 4 or 8.
+    pub tiles: u32,
+    /// Blocks of 16 rows of a SIMD-group: 1 or 2.
+    pub row_blocks: u32,
+    /// SIMD-groups along the rows.
+    pub row_groups: u32,
+    /// SIMD-groups along k.
+    pub k_groups: u32,
+    /// Blocks asked for ahead: 1, 2 or 4.
+    pub depth: u32,
+    /// x goes through threadgroup memory.
+    pub staged: bool,
+    /// Parts of k between threadgroups.
+    pub splits: u32,
+}
+
+impl GemmShape {
+    /// A shape that is good without measuring, for a matrix of `rows` and `columns` and so many
+    /// tokens.
+    ///
+    /// Threadgroups take as many rows as still give every compute unit one: x is read once per
+    /// threadgroup. SIMD-groups along k then fill the threadgroup.
+    pub fn choose(
+        properties: &DeviceProperties,
+        rows: usize,
+        columns: usize,
+        tokens: usize,
+        gated: bool,
+    ) -> Self {
+        let tiles = (tokens.div_ceil(8) as u32).next_power_of_two().clamp(1, 8);
+        let row_blocks_total = rows.div_ceil(BLOCK_ROWS) as u32;
+        let units = properties.compute_units.max(1);
+        let blocks = columns.div_ceil(64) as u32;
+        let staged = tiles > 1;
+        let mut row_blocks = if gated { 2 } else { 1 };
+        let mut row_groups = 1;
+        if staged {
+            // Room for more rows as long as the units stay busy.
+            if !gated && row_blocks_total / 2 >= units {
+                row_blocks = 2;
+            }
+            let per_group = |groups: u32| groups * if gated { 1 } else { row_blocks };
+            while row_groups < 4 && row_blocks_total / per_group(row_groups * 2) >= units {
+                row_groups *= 2;
+            }
+        }
+        let mut k_groups = (8 / row_groups).clamp(1, 8);
+        // Threadgroup memory: two stages of x, or everybody's sums.
+        let floats = |k: u32| {
+            let sums = k * row_groups * row_blocks * 16 * tiles * 8;
+            let stages = if staged { tiles * 8 * (k * 64 + 16) } else { 0 };
+            sums.max(stages)
+        };
+        while k_groups > 1
+            && (floats(k_groups) * 4 > properties.threadgroup_bytes.min(48 << 10)
+                || k_groups > blocks.next_power_of_two())
+        {
+            k_groups /= 2;
+        }
+        let depth = if tiles >= 4 { 2 } else { 4 };
+        Self { tiles, row_blocks, row_groups, k_groups, depth, staged, splits: 1 }
+    }
+
+    /// Bytes of threadgroup memory.
+    pub fn threadgroup_bytes(&self) -> u32 {
+        let sums = self.k_groups * self.row_groups * self.row_blocks * 16 * self.tiles * 8 * 4;
+        let stages = 2 * self.tiles * 8 * (self.k_groups * 64 + 16) * 2;
+        sums.max(if self.staged { stages } else { 0 })
+    }
+}
+
+/// The sizes of a product and where they come from, checked.
+struct Sizes {
+    tokens: u32,
+    rows: u32,
+    columns: u32,
+}
+
+fn sizes<T: Element>(
+    weights: &FragmentWeights,
+    x: &View<'_, T>,
+    y: &ViewMut<'_, T>,
+    tokens: usize,
+    epilogue: &Epilogue<'_>,
+) -> Result<Sizes, GpuError> {
+    let FragmentLayout { rows, cols, .. } = weights.layout;
+    let refuse =
+        |reason: String| Err(GpuError::Launch { kernel: "linear".to_owned(), reason });
+    let parts = if epilogue.gated.is_some() { 2 } else { 1 };
+    if weights.parts != parts {
+        return refuse(format!("{} matrices, expected {parts}", weights.parts));
+    }
+    if x.len() != tokens * cols {
+        return refuse(format!("x has {} elements, expected {tokens} × {cols}", x.len()));
+    }
+    if y.len() != tokens * rows {
+        return refuse(format!("y has {} elements, expected {tokens} × {rows}", y.len()));
+    }
+    if let Some(bias) = &epilogue.bias {
+        let expected =
+            if parts == 2 { rows.next_multiple_of(BLOCK_ROWS) + rows } else { rows };
+        if bias.len() < expected {
+            return refuse(format!("bias has {} elements, expected {expected}", bias.len()));
+        }
+    }
+    Ok(Sizes { tokens: tokens as u32, rows: rows as u32, columns: cols as u32 })
+}
+
+fn activation(epilogue: &Epilogue<'_>) -> u32 {
+    u32::from(epilogue.gated == Some(Activation::Gelu))
+}
+
+/// Appends y = W · x for `tokens` rows of x, by the kernel that suits: `gemm` where SIMD-groups have
+/// 32 threads and the elements are 16 bits wide, otherwise `gemv`.
+///
+/// x: `[tokens, columns]`, y: `[tokens, rows]`.
+///
+/// # Errors
+/// Lengths that do not fit the weights.
+pub fn linear<T: Element>(
+    list: &mut CommandList,
+    properties: &DeviceProperties,
+    weights: &FragmentWeights,
+    x: View<'_, T>,
+    y: ViewMut<'_, T>,
+    tokens: usize,
+    epilogue: Epilogue<'_>,
+) -> Result<(), GpuError> {
+    let FragmentLayout { rows, cols, .. } = weights.layout;
+    let fragments = properties.simd_width == 32 && T::TYPE != ElementType::F32;
+    if fragments && cols % 8 == 0 {
+        let shape = GemmShape::choose(properties, rows, cols, tokens, epilogue.gated.is_some());
+        gemm(list, shape, weights, x, y, tokens, epilogue, None)
+    } else {
+        gemv(list, weights, x, y, tokens, epilogue)
+    }
+}
+
+/// Appends y = W · x in f32, 8 tokens at a time.
+///
+/// # Errors
+/// Lengths that do not fit the weights.
+pub fn gemv<T: Element>(
+    list: &mut CommandList,
+    weights: &FragmentWeights,
+    x: View<'_, T>,
+    y: ViewMut<'_, T>,
+    tokens: usize,
+    epilogue: Epilogue<'_>,
+) -> Result<(), GpuError> {
+    let s = sizes(weights, &x, &y, tokens, &epilogue)?;
+    let layout = weights.layout();
+    let blocks = layout.blocks() as u32;
+    // Shares of the columns: enough threads to hide memory, no more than there are blocks.
+    let shares = blocks.next_power_of_two().clamp(1, 8);
+    for first in (0..tokens).step_by(8) {
+        let count = (tokens - first).min(8);
+        let view_x = x.slice(first * layout.cols, count * layout.cols)?;
+        let view_y = y.slice(first * layout.rows, count * layout.rows)?;
+        list.launch(
+            Gemv {
+                codes: weights.codes.view(),
+                scales: weights.scales.as_ref().map(Buffer::view),
+                mins: weights.mins.as_ref().map(Buffer::view),
+                supers: weights.supers.as_ref().map(Buffer::view),
+                x: view_x,
+                bias: epilogue.bias,
+                y: view_y,
+                args: GemvArgs {
+                    rows: s.rows,
+                    columns: s.columns,
+                    tokens: count as u32,
+                    x_stride: s.columns,
+                    y_stride: s.rows,
+                    blocks,
+                    groups: layout.groups() as u32,
+                    factor: layout.factor,
+                },
+                constants: GemvConstants {
+                    code: layout.code as u32,
+                    offset: layout.offset,
+                    scale: layout.scale as u32,
+                    min: layout.min as u32,
+                    group: weights.group_constant(),
+                    tokens: (count as u32).next_power_of_two(),
+                    gated: epilogue.gated.is_some(),
+                    accumulate: epilogue.accumulate,
+                    activation: activation(&epilogue),
+                    has_bias: epilogue.bias.is_some(),
+                },
+                elements: std::marker::PhantomData,
+            },
+            Grid::x(layout.row_blocks() as u32, 32 * shares),
+        );
+    }
+    Ok(())
+}
+
+/// Appends y = W · x by matrix fragments, in the given shape. `partial` is needed where the shape
+/// splits k: f32, splits × rows × tokens (twice that for gate and up).
+///
+/// # Errors
+/// Lengths that do not fit the weights; columns that are not a multiple of 8; a shape that the
+/// kernel does not have.
+#[allow(clippy::too_many_arguments, reason = "a product has so many parts")]
+pub fn gemm<T: Element>(
+    list: &mut CommandList,
+    shape: GemmShape,
+    weights: &FragmentWeights,
+    x: View<'_, T>,
+    y: ViewMut<'_, T>,
+    tokens: usize,
+    epilogue: Epilogue<'_>,
+    partial: Option<ViewMut<'_, f32>>,
+) -> Result<(), GpuError> {
+    let s = sizes(weights, &x, &y, tokens, &epilogue)?;
+    let layout = weights.layout();
+    let refuse =
+        |reason: String| Err(GpuError::Launch { kernel: "gemm".to_owned(), reason });
+    let GemmShape { tiles, row_blocks, row_groups, k_groups, depth, staged, splits } = shape;
+    let gated = epilogue.gated.is_some();
+    if !matches!(tiles, 1 | 2 | 4 | 8)
+        || !matches!(depth, 1 | 2 | 4)
+        || row_blocks != if gated { 2 } else { row_blocks.clamp(1, 2) }
+        || row_groups * k_groups == 0
+        || row_groups * k_groups > 32
+        || splits == 0
+    {
+        return refuse(format!("{shape:?}, which the kernel does not have"));
+    }
+    if !layout.cols.is_multiple_of(8) {
+        return refuse(format!("{} columns, expected a multiple of 8", layout.cols));
+    }
+    let parts = if gated { 2 } else { 1 };
+    let needed = splits as usize * parts * layout.rows * tokens;
+    let partial = match partial {
+        Some(partial) if splits > 1 && partial.len() >= needed => Some(partial),
+        _ if splits == 1 => None,
+        found => {
+            let found = found.map_or(0, |p| p.len());
+            return refuse(format!("{found} partial sums, expected {needed}"));
+        }
+    };
+    let constants = GemmConstants {
+        code: layout.code as u32,
+        offset: layout.offset,
+        scale: layout.scale as u32,
+        min: layout.min as u32,
+        group: weights.group_constant(),
+        tiles,
+        row_blocks,
+        row_groups,
+        k_groups,
+        depth,
+        staged,
+        gated,
+        accumulate: epilogue.accumulate,
+        activation: activation(&epilogue),
+        has_bias: epilogue.bias.is_some(),
+        splits,
+    };
+    let args = GemmArgs {
+        rows: s.rows,
+        columns: s.columns,
+        tokens: s.tokens,
+        x_stride: s.columns,
+        y_stride: s.rows,
+        blocks: layout.blocks() as u32,
+        groups: layout.groups() as u32,
+        factor: layout.factor,
+    };
+    let rows_of_group = row_groups * if gated { 1 } else { row_blocks };
+    let grid = Grid::xyz(
+        (layout.row_blocks() as u32).div_ceil(rows_of_group),
+        s.tokens.div_ceil(8 * tiles),
+        splits,
+        32 * row_groups * k_groups,
+    );
+    list.launch(
+        Gemm {
+            codes: weights.codes.view(),
+            scales: weights.scales.as_ref().map(Buffer::view),
+            mins: weights.mins.as_ref().map(Buffer::view),
+            supers: weights.supers.as_ref().map(Buffer::view),
+            x,
+            bias: epilogue.bias,
+            y,
+            partial,
+            args,
+            scratch: shape.threadgroup_bytes() / 4,
+            constants,
+            elements: std::marker::PhantomData,
+        },
+        grid,
+    );
+    if let Some(partial) = partial {
+        list.launch(
+            GemmReduce {
+                partial: partial.read(),
+                bias: epilogue.bias,
+                y,
+                args,
+                constants,
+                elements: std::marker::PhantomData,
+            },
+            Grid::x((s.rows * s.tokens).div_ceil(256), 256),
+        );
+    }
+    Ok(())
+}
+

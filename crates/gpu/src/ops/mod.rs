@@ -1,0 +1,3 @@
+//! The ops of a forward pass as dispatches: for each kernel, which grid and constants it runs with.
+
+pub mod linear;

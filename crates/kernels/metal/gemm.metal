@@ -1,0 +1,459 @@
+// Fused dequantise-GEMM: y[m, n] = epilogue(Σ_k W[n, k] · x[m, k] + bias[n]), weights decoded in registers, products by
+// the matrix units, f32 sums.
+//
+// The design is Marlin's (Frantar et al. 2024, "MARLIN", §3) with weights as the *first* operand: 16 rows of W
+// fill the 16 rows of an mma, and 8 tokens its columns, so that one token wastes half as
+// much of the matrix unit as it would the other way round, and sums of a row lie in one lane, where
+// its scale is. Scales are applied to f32 sums, not to f16 weights: no rounding, and no extra
+// instruction per weight.
+
+ELEMENTS(T, half, bf16);
+
+// Sizes of one call.
+struct GemmArgs {
+    uint rows;        // Rows of W; of the gate alone where GATED.
+    uint columns;     // Columns of W, a multiple of 8 (of 4 where not STAGED).
+    uint tokens;      // Rows of x.
+    uint x_stride;    // Elements from one row of x to the next, a multiple of 8 (of 4 where not STAGED).
+    uint y_stride;    // Elements from one row of y to the next.
+    uint blocks;      // Blocks of 64 columns, padding included.
+    uint groups;      // Scales of a row.
+    float factor;     // Of all weights.
+};
+
+// What a code is: FragmentCode.
+SPECIALISE(uint, CODE, 0);
+// Subtracted from integer codes.
+SPECIALISE(int, OFFSET, 1);
+// What scales are: FragmentScale.
+SPECIALISE(uint, SCALE, 2);
+// What minimums are: FragmentMin.
+SPECIALISE(uint, MIN, 3);
+// Columns per scale; 0 where a row has one.
+SPECIALISE(uint, GROUP, 4);
+// Tiles of 8 tokens of a SIMD-group: 1, 2, 4 or 8.
+SPECIALISE(uint, TILES, 5);
+// Blocks of 16 rows of a SIMD-group: 1 or 2; 2 where GATED.
+SPECIALISE(uint, ROW_BLOCKS, 6);
+// SIMD-groups of a threadgroup along the rows.
+SPECIALISE(uint, ROW_GROUPS, 7);
+// SIMD-groups of a threadgroup along k: each takes every K_GROUPS-th block.
+SPECIALISE(uint, K_GROUPS, 8);
+// Blocks that a SIMD-group asks for ahead: 1, 2 or 4.
+SPECIALISE(uint, DEPTH, 9);
+// x goes through threadgroup memory; otherwise each lane reads it where it lies.
+SPECIALISE(bool, STAGED, 10);
+// y = activation(gate) · up: W's first `rows` rows are the gate, and the rows from the next multiple of 16 the up projection.
+SPECIALISE(bool, GATED, 11);
+// y is added to, not overwritten: the residual.
+SPECIALISE(bool, ACCUMULATE, 12);
+// 0: SiLU, 1: GELU with tanh (where GATED).
+SPECIALISE(uint, ACTIVATION, 13);
+// Whether there is a bias.
+SPECIALISE(bool, HAS_BIAS, 14);
+// Parts that k is split into between threadgroups; sums go to `partial` where there are more than 1.
+SPECIALISE(uint, SPLITS, 15);
+
+#include "weights.h"
+#include "fragment.h"
+
+// Everything of one block that comes from memory, for one lane.
+struct Fetched {
+    Slot slot[2];
+    StoredScale scale[2][4];
+};
+
+// Groups that a block of 64 columns has scales for.
+static inline uint groups_in_block() { return GROUP == 16u ? 4u : GROUP == 32u ? 2u : 1u; }
+
+struct Weights {
+    DEVICE(const uint) codes;
+    DEVICE(const uchar) scales;
+    DEVICE(const uchar) mins;
+    DEVICE(const half) supers;
+};
+
+// The row block that a SIMD-group's r-th one is: neighbours, or gate and up.
+static inline uint row_block_at(uint first, uint r, uint rows) {
+    return GATED ? first + r * ((rows + 15u) / 16u) : first + r;
+}
+
+static inline void fetch(
+    Weights weights, THREAD(const GemmArgs) args, uint first_row_block, uint last_row_block,
+    uint block, uint lane, THREAD(Fetched) out) {
+    uint g = fragment_row(lane);
+    uint slot = g * 4u + fragment_quad(lane);
+    uint supers_per_row = (args->blocks + 3u) / 4u;
+    UNROLL
+    for (uint r = 0u; r < 2u; ++r) {
+        if (r < ROW_BLOCKS) {
+            // A SIMD-group past the last rows repeats them and stores nothing.
+            uint row_block = min(row_block_at(first_row_block, r, args->rows), last_row_block);
+            load_slot(
+                weights.codes, (row_block * args->blocks + block) * (32u * code_bits()), slot,
+                &out->slot[r]);
+            UNROLL
+            for (uint i = 0u; i < 4u; ++i) {
+                if (i < groups_in_block()) {
+                    uint column = block * 64u;
+                    uint group = GROUP == 0u ? 0u : column / GROUP + i;
+                    load_scale(
+                        weights.scales, weights.mins, weights.supers,
+                        (row_block * args->groups + group) * 8u + g,
+                        super_place(row_block, supers_per_row, column, g), &out->scale[r][i]);
+                }
+            }
+        }
+    }
+}
+
+struct Sums {
+    SumFragment tile[2][8];
+};
+
+static inline void clear_all(THREAD(Sums) sums) {
+    UNROLL
+    for (uint r = 0u; r < 2u; ++r) {
+        UNROLL
+        for (uint n = 0u; n < 8u; ++n) {
+            if (r < ROW_BLOCKS && n < TILES) {
+                clear_sums(&sums->tile[r][n]);
+            }
+        }
+    }
+}
+
+// What a lane keeps for good: plain floats, so that scaling them is the same everywhere.
+struct Totals {
+    float element[2][8][4];
+};
+
+// totals += scale · products + min · Σ x. The sums of x come from a product with a fragment of
+// ones, in the very lanes that need them.
+static inline void apply_scales(
+    THREAD(Totals) totals, THREAD(Sums) products, THREAD(SumFragment) x_sums,
+    THREAD(const Fetched) fetched, uint i) {
+    UNROLL
+    for (uint r = 0u; r < 2u; ++r) {
+        if (r < ROW_BLOCKS) {
+            float2 scale = scale_of(&fetched->scale[r][i]);
+            float2 min = min_of(&fetched->scale[r][i]);
+            UNROLL
+            for (uint n = 0u; n < 8u; ++n) {
+                UNROLL
+                for (uint e = 0u; e < 4u; ++e) {
+                    if (n < TILES) {
+                        float total = totals->element[r][n][e];
+                        total = fma(e < 2u ? scale.x : scale.y, sum_element(&products->tile[r][n], e), total);
+                        if (MIN != MIN_NONE) {
+                            total = fma(e < 2u ? min.x : min.y, sum_element(&x_sums[n], e), total);
+                        }
+                        totals->element[r][n][e] = total;
+                    }
+                }
+            }
+        }
+    }
+}
+
+// Multiplies one block. X is a pointer to x at the block's first column and the tile's first token.
+template <typename X>
+static inline void multiply_block(
+    THREAD(const Fetched) fetched, X x, uint stride, uint tokens, uint columns, uint lane,
+    THREAD(Totals) totals) {
+    Sums products;
+    SumFragment x_sums[8];
+    WeightFragment ones;
+    half one = half(1.0f);
+    UNROLL
+    for (uint i = 0u; i < 4u; ++i) {
+        ones.pair[i] = make_half2(one, one);
+    }
+    UNROLL
+    for (uint s = 0u; s < 4u; ++s) {
+        bool begins = s == 0u || GROUP == 16u || (GROUP == 32u && s == 2u);
+        bool ends = s == 3u || GROUP == 16u || (GROUP == 32u && s == 1u);
+        if (begins) {
+            clear_all(&products);
+            UNROLL
+            for (uint n = 0u; n < 8u; ++n) {
+                if (MIN != MIN_NONE && n < TILES) {
+                    clear_sums(&x_sums[n]);
+                }
+            }
+        }
+        WeightFragment weights[2];
+        UNROLL
+        for (uint r = 0u; r < 2u; ++r) {
+            if (r < ROW_BLOCKS) {
+                UNROLL
+                for (uint i = 0u; i < 4u; ++i) {
+                    weights[r].pair[i] = slot_pair(&fetched->slot[r], i % 2u, 2u * s + i / 2u);
+                }
+            }
+        }
+        // Columns come in fours of a lane, and their number is a multiple of four.
+        bool inside = s * 16u + 4u * fragment_quad(lane) < columns;
+        UNROLL
+        for (uint n = 0u; n < 8u; ++n) {
+            if (n < TILES) {
+                TokenFragment fragment;
+                uint here = tokens > n * 8u ? tokens - n * 8u : 0u;
+                load_tokens(x + n * 8u * stride + s * 16u, stride, STAGED ? 8u : inside ? here : 0u, lane, &fragment);
+                UNROLL
+                for (uint r = 0u; r < 2u; ++r) {
+                    if (r < ROW_BLOCKS) {
+                        multiply_accumulate(&products.tile[r][n], &weights[r], &fragment);
+                    }
+                }
+                if (MIN != MIN_NONE) {
+                    multiply_accumulate(&x_sums[n], &ones, &fragment);
+                }
+            }
+        }
+        if (ends) {
+            apply_scales(totals, &products, x_sums, fetched, GROUP == 16u ? s : GROUP == 32u ? s / 2u : 0u);
+        }
+    }
+}
+
+// Elements of a staged row of x: the blocks of one round, and padding that puts rows 32 bytes apart in
+// the banks, so that a load of 8 bytes a lane meets no bank twice.
+static inline uint staged_stride() { return K_GROUPS * 64u + 16u; }
+
+// Copies one round of x, tokens × (K_GROUPS · 64) columns from `column`, in pieces of 16 bytes; what lies outside x
+// is zero.
+static inline void stage(
+    DEVICE(const T) x, THREAD(const GemmArgs) args, uint first_token, uint column,
+    THREADGROUP(T) staged, uint thread_index, uint threads) {
+    uint pieces = K_GROUPS * 8u;
+    for (uint i = thread_index; i < TILES * 8u * pieces; i += threads) {
+        uint token = i / pieces;
+        uint k = column + i % pieces * 8u;
+        THREADGROUP(T) destination = staged + token * staged_stride() + i % pieces * 8u;
+        if (first_token + token < args->tokens && k < args->columns) {
+            copy_async(destination, x + (first_token + token) * args->x_stride + k);
+        } else {
+            *threadgroup_cast(uint4, destination) = make_uint4(0u, 0u, 0u, 0u);
+        }
+    }
+}
+
+static inline float gate_activation(float x) {
+    if (ACTIVATION == 0u) {
+        return x / (1.0f + exp(-x));
+    }
+    float inner = 0.7978845608f * fma(0.044715f * x * x, x, x);
+    return 0.5f * x * (1.0f + tanh(inner));
+}
+
+// Bias, activation, residual: from sums (of gate and up) to an element of y.
+static inline void finish(
+    DEVICE(T) y, DEVICE(const float) bias, THREAD(const GemmArgs) args, uint token, uint row, float first,
+    float second) {
+    first = first * args->factor;
+    second = second * args->factor;
+    if (HAS_BIAS) {
+        first = first + bias[row];
+        if (GATED) {
+            second = second + bias[(args->rows + 15u) / 16u * 16u + row];
+        }
+    }
+    float value = GATED ? gate_activation(first) * second : first;
+    uint at = token * args->y_stride + row;
+    if (ACCUMULATE) {
+        value = value + load_float(y, at);
+    }
+    store_float(y, at, value);
+}
+
+// W in the fragment layout (codes, scales, mins, supers: crates/formats/src/fragment.rs), x: [tokens, columns], bias:
+// [rows] (gate and up one after the other, up from a multiple of 16), y: [tokens, rows], partial: [SPLITS, rows to a
+// multiple of 16 (gate and up), tokens] f32.
+//
+// Grid: x = row blocks over ROW_GROUPS · ROW_BLOCKS (gate row blocks where GATED: over ROW_GROUPS), y = tokens over TILES · 8, z = SPLITS.
+// Weights stream from memory straight into registers, DEPTH blocks ahead; nothing else would read
+// them, so threadgroup memory would only cost. Threadgroup memory (floats): staged x twice over (STAGED), later the
+// SIMD-groups' sums: K_GROUPS · ROW_GROUPS · ROW_BLOCKS · 16 · TILES · 8.
+REQUIRES_SIMD_WIDTH(32)
+kernel void gemm(
+    IN(uint) codes [[buffer(0)]],
+    IN_OPTIONAL(uchar) scales [[buffer(1)]],
+    IN_OPTIONAL(uchar) mins [[buffer(2)]],
+    IN_OPTIONAL(half) supers [[buffer(3)]],
+    IN(T) x [[buffer(4)]],
+    IN_OPTIONAL(float) bias [[buffer(5)]],
+    INOUT(T) y [[buffer(6)]],
+    INOUT_OPTIONAL(float) partial [[buffer(7)]],
+    INLINE(GemmArgs) args [[buffer(8)]],
+    THREADGROUP(float) scratch [[threadgroup(0)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint3 threads [[threads_per_threadgroup]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]],
+    uint simd_group [[simdgroup_index_in_threadgroup]]) {
+    GemmArgs sizes = args;
+    Weights weights;
+    weights.codes = codes;
+    weights.scales = scales;
+    weights.mins = mins;
+    weights.supers = supers;
+    uint k_group = simd_group % K_GROUPS;
+    uint row_group = simd_group / K_GROUPS;
+    uint row_blocks = (sizes.rows + 15u) / 16u;
+    uint step = GATED ? 1u : ROW_BLOCKS;
+    uint first_row_block = (group.x * ROW_GROUPS + row_group) * step;
+    uint last_row_block = (GATED ? 2u * row_blocks : row_blocks) - 1u;
+    uint first_token = group.y * TILES * 8u;
+    uint tokens = sizes.tokens - first_token;
+
+    // This threadgroup's rounds of K_GROUPS blocks each.
+    uint all_rounds = (sizes.blocks + K_GROUPS - 1u) / K_GROUPS;
+    uint rounds_each = (all_rounds + SPLITS - 1u) / SPLITS;
+    uint round = group.z * rounds_each;
+    uint end = min(round + rounds_each, all_rounds);
+
+    Totals totals;
+    UNROLL
+    for (uint r = 0u; r < 2u; ++r) {
+        UNROLL
+        for (uint n = 0u; n < 8u; ++n) {
+            UNROLL
+            for (uint e = 0u; e < 4u; ++e) {
+                totals.element[r][n][e] = 0.0f;
+            }
+        }
+    }
+
+    Fetched fetched[4];
+    UNROLL
+    for (uint d = 0u; d < 4u; ++d) {
+        uint block = (round + d) * K_GROUPS + k_group;
+        if (d < DEPTH && round + d < end && block < sizes.blocks) {
+            fetch(weights, &sizes, first_row_block, last_row_block, block, lane, &fetched[d]);
+        }
+    }
+    THREADGROUP(T) staged = threadgroup_cast(T, scratch);
+    uint stage_size = TILES * 8u * staged_stride();
+    if (STAGED) {
+        if (round < end) {
+            stage(x, &sizes, first_token, round * K_GROUPS * 64u, staged, thread_index, threads.x);
+        }
+        copy_async_commit();
+    }
+    uint parity = 0u;
+    for (; round < end; round += DEPTH) {
+        UNROLL
+        for (uint d = 0u; d < 4u; ++d) {
+            if (d < DEPTH && round + d < end) {
+                uint block = (round + d) * K_GROUPS + k_group;
+                if (STAGED) {
+                    // The round's x has arrived, and everybody is done with the one before, whose place
+                    // the next one takes.
+                    copy_async_wait<0>();
+                    barrier_threadgroup();
+                    if (round + d + 1u < end) {
+                        stage(
+                            x, &sizes, first_token, (round + d + 1u) * K_GROUPS * 64u,
+                            staged + (1u - parity) * stage_size, thread_index, threads.x);
+                    }
+                    copy_async_commit();
+                }
+                if (block < sizes.blocks) {
+                    if (STAGED) {
+                        multiply_block<THREADGROUP(const T)>(
+                            &fetched[d], staged + parity * stage_size + k_group * 64u,
+                            staged_stride(), tokens, 64u, lane, &totals);
+                    } else {
+                        multiply_block<DEVICE(const T)>(
+                            &fetched[d], x + first_token * sizes.x_stride + block * 64u,
+                            sizes.x_stride, tokens, sizes.columns - block * 64u, lane, &totals);
+                    }
+                    uint next = block + DEPTH * K_GROUPS;
+                    if (round + d + DEPTH < end && next < sizes.blocks) {
+                        fetch(
+                            weights, &sizes, first_row_block, last_row_block, next, lane,
+                            &fetched[d]);
+                    }
+                }
+                parity = 1u - parity;
+            }
+        }
+    }
+
+    // The SIMD-groups along k add up through threadgroup memory: [k group][token][row].
+    uint group_rows = ROW_GROUPS * ROW_BLOCKS * 16u;
+    uint group_size = group_rows * TILES * 8u;
+    if (STAGED) {
+        barrier_threadgroup();
+    }
+    UNROLL
+    for (uint r = 0u; r < 2u; ++r) {
+        UNROLL
+        for (uint n = 0u; n < 8u; ++n) {
+            UNROLL
+            for (uint e = 0u; e < 4u; ++e) {
+                if (r < ROW_BLOCKS && n < TILES) {
+                    uint row = (row_group * ROW_BLOCKS + r) * 16u + fragment_row(lane) + 8u * (e / 2u);
+                    uint token = n * 8u + 2u * fragment_quad(lane) + e % 2u;
+                    scratch[k_group * group_size + token * group_rows + row] = totals.element[r][n][e];
+                }
+            }
+        }
+    }
+    barrier_threadgroup();
+    uint outputs = GATED ? ROW_GROUPS * 16u : group_rows;
+    for (uint i = thread_index; i < outputs * TILES * 8u; i += threads.x) {
+        uint local = i % outputs;
+        uint token = i / outputs;
+        uint row = group.x * outputs + local;
+        if (row < sizes.rows && token < tokens) {
+            // Gate and up are the two row blocks of a SIMD-group.
+            uint at = token * group_rows + (GATED ? local / 16u * 32u + local % 16u : local);
+            float first = 0.0f;
+            float second = 0.0f;
+            for (uint k = 0u; k < K_GROUPS; ++k) {
+                first = first + scratch[k * group_size + at];
+                if (GATED) {
+                    second = second + scratch[k * group_size + at + 16u];
+                }
+            }
+            if (SPLITS == 1u) {
+                finish(y, bias, &sizes, first_token + token, row, first, second);
+            } else {
+                uint plane = (GATED ? 2u : 1u) * sizes.tokens * sizes.rows;
+                uint place = group.z * plane + (first_token + token) * sizes.rows + row;
+                partial[place] = first;
+                if (GATED) {
+                    partial[place + sizes.tokens * sizes.rows] = second;
+                }
+            }
+        }
+    }
+}
+
+// Adds up the parts of a split product and finishes it. partial: [SPLITS, 1 or 2 (GATED), tokens, rows]. One thread an element of
+// y along x.
+kernel void gemm_reduce(
+    IN(float) partial [[buffer(0)]],
+    IN_OPTIONAL(float) bias [[buffer(1)]],
+    INOUT(T) y [[buffer(2)]],
+    INLINE(GemmArgs) args [[buffer(3)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint3 threads [[threads_per_threadgroup]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+    GemmArgs sizes = args;
+    uint i = group.x * threads.x + thread_index;
+    if (i < sizes.rows * sizes.tokens) {
+        uint plane = sizes.rows * sizes.tokens;
+        float first = 0.0f;
+        float second = 0.0f;
+        for (uint split = 0u; split < SPLITS; ++split) {
+            first = first + partial[split * (GATED ? 2u : 1u) * plane + i];
+            if (GATED) {
+                second = second + partial[(split * 2u + 1u) * plane + i];
+            }
+        }
+        finish(y, bias, &sizes, i / sizes.rows, i % sizes.rows, first, second);
+    }
+}

@@ -1,0 +1,259 @@
+// Weights in the fragment layout (crates/formats/src/fragment.rs): how a thread finds and decodes its slot.
+//
+// A file that includes this declares, before the include, the specialisation constants
+//   CODE    what a code is (FragmentCode), OFFSET  subtracted from integer codes,
+//   SCALE   what scales are (FragmentScale), MIN   what minimums are (FragmentMin),
+//   GROUP   columns per scale: 16, 32 or a multiple of 64; 0 where a row has one scale.
+//
+// A slot is rows g and g + 8 of a block of 16 rows and columns 16·s + 4·t + i, s = 0…3, i = 0…3, as pairs
+// p = 2·s + i/2. Codes become f16 exactly: integers up to 255 (11 bits of mantissa), E2M1, E4M3. Scales and
+// minimums are applied to f32 sums, so dequantising rounds nothing.
+
+#define CODE_U2 0u
+#define CODE_U3 1u
+#define CODE_U4 2u
+#define CODE_U5 3u
+#define CODE_U6 4u
+#define CODE_U8 5u
+#define CODE_FP4 6u
+#define CODE_FP8 7u
+#define CODE_F16 8u
+#define CODE_BF16 9u
+#define CODE_F32 10u
+
+#define SCALE_NONE 0u
+#define SCALE_F16 1u
+#define SCALE_F32 2u
+#define SCALE_E8M0 3u
+#define SCALE_E4M3 4u
+#define SCALE_SUPER 5u
+
+#define MIN_NONE 0u
+#define MIN_F16 1u
+#define MIN_F32 2u
+#define MIN_SUPER 3u
+
+// Bits of a code, which is also the 32-bit words of a slot: it holds 32 codes.
+static inline uint code_bits() {
+    if (CODE == CODE_U2) { return 2u; }
+    if (CODE == CODE_U3) { return 3u; }
+    if (CODE == CODE_U4 || CODE == CODE_FP4) { return 4u; }
+    if (CODE == CODE_U5) { return 5u; }
+    if (CODE == CODE_U6) { return 6u; }
+    if (CODE == CODE_U8 || CODE == CODE_FP8) { return 8u; }
+    return CODE == CODE_F32 ? 32u : 16u;
+}
+
+// The 32-bit words of a slot, planes one after the other. Only the first code_bits() are used; with CODE
+// constant the rest cost no registers.
+struct Slot {
+    uint word[32];
+};
+
+// Reads slot `slot` (0…31) of the block that starts at 32-bit word `block` of `codes`. Each weight is read once, so
+// the loads pass the first-level cache by.
+static inline void load_slot(DEVICE(const uint) codes, uint block, uint slot, THREAD(Slot) out) {
+    uint bits = code_bits();
+    if (bits >= 4u) {
+        // The 4-, 8-, 16- or 32-bit plane: bits / 4 chunks of four words.
+        UNROLL
+        for (uint chunk = 0u; chunk < 8u; ++chunk) {
+            if (chunk < bits / 4u) {
+                uint4 words = load_streaming(
+                    device_cast(const uint4, codes + block + (chunk * 32u + slot) * 4u));
+                out->word[4u * chunk] = words.x;
+                out->word[4u * chunk + 1u] = words.y;
+                out->word[4u * chunk + 2u] = words.z;
+                out->word[4u * chunk + 3u] = words.w;
+            }
+        }
+    } else {
+        uint2 words = load_streaming(device_cast(const uint2, codes + block + slot * 2u));
+        out->word[0] = words.x;
+        out->word[1] = words.y;
+    }
+    // The plane of high bits.
+    if (CODE == CODE_U3) {
+        out->word[2] = load_streaming(codes + block + 64u + slot);
+    }
+    if (CODE == CODE_U5) {
+        out->word[4] = load_streaming(codes + block + 128u + slot);
+    }
+    if (CODE == CODE_U6) {
+        uint2 words = load_streaming(device_cast(const uint2, codes + block + 128u + slot * 2u));
+        out->word[4] = words.x;
+        out->word[5] = words.y;
+    }
+}
+
+// Two integer codes, one in each half of a word, as f16 without the offset: 0x6400 is 1024, whose
+// ulp is 1, so OR-ing a code into its mantissa adds the code (Kim et al. 2022, "Who Says Elephants Can't Run").
+static inline half2 integer_pair(uint codes) {
+    half bias = half(float(1024 + int(OFFSET)));
+    return as_half2(codes | 0x64006400u) - make_half2(bias, bias);
+}
+
+// Pair p (0…7) of row g + 8·h (h = 0, 1) as f16.
+//
+// h and p are constants wherever this is called (unrolled loops), so that shifts and words are too.
+static inline half2 slot_pair(THREAD(const Slot) slot, uint h, uint p) {
+    if (CODE == CODE_U4) {
+        return integer_pair((slot->word[2u * h + p / 4u] >> (4u * (p % 4u))) & 0x000f000fu);
+    }
+    if (CODE == CODE_FP4) {
+        // Sign to bit 15, exponent and mantissa to bits 9…11: that is the number times 2^-14, subnormal
+        // or not, and the multiplication is exact (OCP Microscaling 1.0, §5.3.3).
+        uint code = slot->word[2u * h + p / 4u] >> (4u * (p % 4u));
+        uint bits = ((code << 12u) & 0x80008000u) | ((code << 9u) & 0x0e000e00u);
+        return as_half2(bits) * make_half2(half(16384.0f), half(16384.0f));
+    }
+    if (CODE == CODE_U8) {
+        return integer_pair((slot->word[4u * h + p / 2u] >> (8u * (p % 2u))) & 0x00ff00ffu);
+    }
+    if (CODE == CODE_FP8) {
+        // E4M3 likewise: its exponent and mantissa to bits 7…13 give the number times 2^-8. There
+        // are no infinities; 0x7f (NaN) becomes 480 · its scale.
+        uint code = slot->word[4u * h + p / 2u] >> (8u * (p % 2u));
+        uint bits = ((code << 8u) & 0x80008000u) | ((code << 7u) & 0x3f803f80u);
+        return as_half2(bits) * make_half2(half(256.0f), half(256.0f));
+    }
+    if (CODE == CODE_U2) {
+        return integer_pair((slot->word[h] >> (2u * p)) & 0x00030003u);
+    }
+    if (CODE == CODE_U3) {
+        uint low = (slot->word[h] >> (2u * p)) & 0x00030003u;
+        uint high = (slot->word[2] >> (p + 8u * h)) & 0x00010001u;
+        return integer_pair(low | (high << 2u));
+    }
+    if (CODE == CODE_U5) {
+        uint low = (slot->word[2u * h + p / 4u] >> (4u * (p % 4u))) & 0x000f000fu;
+        uint high = (slot->word[4] >> (p + 8u * h)) & 0x00010001u;
+        return integer_pair(low | (high << 4u));
+    }
+    if (CODE == CODE_U6) {
+        uint low = (slot->word[2u * h + p / 4u] >> (4u * (p % 4u))) & 0x000f000fu;
+        uint high = (slot->word[4u + h] >> (2u * p)) & 0x00030003u;
+        return integer_pair(low | (high << 4u));
+    }
+    if (CODE == CODE_F16) {
+        return as_half2(slot->word[8u * h + p]);
+    }
+    if (CODE == CODE_BF16) {
+        uint pair = slot->word[8u * h + p];
+        return make_half2(half(as_float(pair << 16u)), half(as_float(pair & 0xffff0000u)));
+    }
+    return make_half2(
+        half(as_float(slot->word[(16u * h + 2u * p) % 32u])),
+        half(as_float(slot->word[(16u * h + 2u * p + 1u) % 32u])));
+}
+
+// The same pair as f32, for kernels that multiply in f32: floats keep all their bits.
+static inline float2 slot_pair_float(THREAD(const Slot) slot, uint h, uint p) {
+    if (CODE == CODE_BF16) {
+        uint pair = slot->word[8u * h + p];
+        return make_float2(as_float(pair << 16u), as_float(pair & 0xffff0000u));
+    }
+    if (CODE == CODE_F32) {
+        return make_float2(
+            as_float(slot->word[(16u * h + 2u * p) % 32u]),
+            as_float(slot->word[(16u * h + 2u * p + 1u) % 32u]));
+    }
+    half2 pair = slot_pair(slot, h, p);
+    return make_float2(float(pair.x), float(pair.y));
+}
+
+// The number that the E4M3 byte `code` stands for.
+static inline float float_from_e4m3(uint code) {
+    half shifted = as_half(ushort(((code & 0x80u) << 8u) | ((code & 0x7fu) << 7u)));
+    return float(shifted) * 256.0f;
+}
+
+// 2^(code - 127); 0 and 255 are what they are in f32's exponent, doubled where that is subnormal.
+static inline float float_from_e8m0(uint code) {
+    return code == 0u ? as_float(0x00400000u) : as_float(code << 23u);
+}
+
+// The stored bits of a slot's scale and minimum in one group, for row g (x) and row g + 8 (y).
+// Loading is apart from decoding so that a kernel can ask for the next block's before it needs
+// them: to decode is to wait.
+struct StoredScale {
+    uint2 scale;
+    uint2 min;
+    uint super_scale;
+    uint super_min;
+};
+
+// place: (row block · groups + group) · 8 + g, the pair's index; super: the same of its super-block (super_place).
+static inline void load_scale(
+    DEVICE(const uchar) scales, DEVICE(const uchar) mins, DEVICE(const half) supers, uint place,
+    uint super, THREAD(StoredScale) out) {
+    if (SCALE == SCALE_F16) {
+        out->scale.x = *device_cast(const uint, scales + place * 4u);
+    }
+    if (SCALE == SCALE_F32) {
+        out->scale = *device_cast(const uint2, scales + place * 8u);
+    }
+    if (SCALE == SCALE_E8M0 || SCALE == SCALE_E4M3 || SCALE == SCALE_SUPER) {
+        out->scale.x = uint(*device_cast(const ushort, scales + place * 2u));
+    }
+    if (SCALE == SCALE_SUPER) {
+        out->super_scale = *device_cast(const uint, supers + super * 2u);
+    }
+    if (MIN == MIN_F16) {
+        out->min.x = *device_cast(const uint, mins + place * 4u);
+    }
+    if (MIN == MIN_F32) {
+        out->min = *device_cast(const uint2, mins + place * 8u);
+    }
+    if (MIN == MIN_SUPER) {
+        out->min.x = uint(*device_cast(const ushort, mins + place * 2u));
+        // Eight pairs of scales, then eight of minimums.
+        out->super_min = *device_cast(const uint, supers + (super + 8u) * 2u);
+    }
+}
+
+static inline float2 scale_of(THREAD(const StoredScale) stored) {
+    if (SCALE == SCALE_NONE) {
+        return make_float2(1.0f, 1.0f);
+    }
+    if (SCALE == SCALE_F16) {
+        return float2_from_half2(as_half2(stored->scale.x));
+    }
+    if (SCALE == SCALE_F32) {
+        return make_float2(as_float(stored->scale.x), as_float(stored->scale.y));
+    }
+    uint pair = stored->scale.x;
+    if (SCALE == SCALE_E8M0) {
+        return make_float2(float_from_e8m0(pair & 255u), float_from_e8m0(pair >> 8u));
+    }
+    if (SCALE == SCALE_E4M3) {
+        return make_float2(float_from_e4m3(pair & 255u), float_from_e4m3(pair >> 8u));
+    }
+    // Signed bytes: shifted up and back down.
+    float2 factor = float2_from_half2(as_half2(stored->super_scale));
+    float low = float(int(pair << 24u) >> 24);
+    float high = float(int(pair << 16u) >> 24);
+    return make_float2(factor.x * low, factor.y * high);
+}
+
+static inline float2 min_of(THREAD(const StoredScale) stored) {
+    if (MIN == MIN_F16) {
+        return float2_from_half2(as_half2(stored->min.x));
+    }
+    if (MIN == MIN_F32) {
+        return make_float2(as_float(stored->min.x), as_float(stored->min.y));
+    }
+    if (MIN == MIN_SUPER) {
+        uint pair = stored->min.x;
+        float2 factor = float2_from_half2(as_half2(stored->super_min));
+        return make_float2(-factor.x * float(pair & 255u), -factor.y * float(pair >> 8u));
+    }
+    return make_float2(0.0f, 0.0f);
+}
+
+// Index of a super-block's pair for load_scale: super-blocks are 256 columns, 8 pairs of
+// scales and, with minimums, 8 more.
+static inline uint super_place(uint row_block, uint supers_per_row, uint column, uint g) {
+    uint pairs = MIN == MIN_SUPER ? 16u : 8u;
+    return (row_block * supers_per_row + column / 256u) * pairs + g;
+}
