@@ -1,0 +1,639 @@
+// Choosing the next token where the logits are, in the order of llama.cpp's default sampler chain: penalties →
+// top-k → top-p → min-p → temperature → draw. One token of 4 bytes a sequence leaves the device.
+//
+//   logits_prepare      penalties, greatest logit of each block                 (logits.metal)
+//   sample_histogram    how far below the greatest logit the others are, and mass by block
+//   sample_candidates   the few tokens that top-k, top-p and min-p can leave, as a list
+//   sample_choose       exact cuts and the draw, one threadgroup a sequence
+//
+// Every filter keeps a head of one order — greater logit first, then lower token — so nothing is ever
+// sorted: a cut is the first place of that order at which a sum of weights reaches a target, found by
+// radix descent over the keys. Without top-k and top-p the draw goes through the tokens in order of their
+// ids, by the blocks' masses. Weights are summed in fixed point, so neither the order in which threads
+// arrive nor the SIMD width changes a choice.
+
+#include "order.h"
+#include "philox.h"
+#include "sampler_settings.h"
+
+// Sizes of one call.
+struct SampleArgs {
+    uint vocabulary; // Logits of a row.
+    uint blocks;     // Blocks of a row.
+    uint capacity;   // Candidates that the list holds.
+    uint token_bits; // Bits of a token.
+};
+
+// Sizes of the history's update.
+struct RememberArgs {
+    uint tokens;         // Tokens of the step.
+    uint history_length; // Tokens of a sequence's history, a ring.
+};
+
+// Writes the tokens of a step into their sequences' histories. The ring must be longer than the penalties'
+// window by the tokens of a step, so that no token of the step overwrites another that counts.
+//
+// ids: [tokens]; places: [tokens, 2], slot and position; history: [slots, history_length].
+kernel void sample_remember(
+    IN(uint) ids [[buffer(0)]],
+    IN(uint) places [[buffer(1)]],
+    INOUT(uint) history [[buffer(2)]],
+    INLINE(RememberArgs) args [[buffer(3)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint3 threads [[threads_per_threadgroup]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+    uint i = group.x * threads.x + thread_index;
+    if (i < args.tokens) {
+        uint place = places[2u * i + 1u] % args.history_length;
+        history[places[2u * i] * args.history_length + place] = ids[i];
+    }
+}
+
+// The greatest of the blocks' maxima: the second step of arg-max. maxima, indices: [rows, blocks]; tokens: [rows].
+kernel void arg_max_choose(
+    IN(float) maxima [[buffer(0)]],
+    IN(uint) indices [[buffer(1)]],
+    OUT(uint) tokens [[buffer(2)]],
+    INLINE(SampleArgs) args [[buffer(3)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint3 threads [[threads_per_threadgroup]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]],
+    uint simd_group [[simdgroup_index_in_threadgroup]],
+    uint simd_groups [[simdgroups_per_threadgroup]],
+    uint simd_width [[threads_per_simdgroup]]) {
+    THREADGROUP_ARRAY(float, best_values, 128);
+    THREADGROUP_ARRAY(uint, best_indices, 128);
+    Place place = place_of(thread_index, threads.x, lane, simd_group, simd_groups, simd_width);
+    Best best = best_of_nothing();
+    for (uint b = place.index; b < args.blocks; b += place.threads) {
+        uint at = group.x * args.blocks + b;
+        best = better(best, maxima[at], indices[at]);
+    }
+    best = threadgroup_best(best, best_values, best_indices, place);
+    if (place.index == 0u) {
+        tokens[group.x] = best.index;
+    }
+}
+
+// What the settings come to for a vocabulary and a greatest logit.
+struct Filters {
+    float temperature;
+    float greatest;
+    float least;  // min-p's threshold.
+    float range;  // Distance below the greatest logit from which on a token cannot matter.
+    bool draws;   // Whether anything is drawn: otherwise the arg-max is taken.
+    bool cuts_k;
+    bool cuts_p;
+};
+
+// Beyond 32 · max(1, temperature) below the greatest logit, weights are below e^-32 at both temperatures in
+// use (top-p's is 1): all together below the step of u and of any top-p under 1, so that neither can reach them.
+static inline Filters filters_of(SamplerSettings s, float greatest, uint vocabulary) {
+    Filters out;
+    out.temperature = s.temperature;
+    out.greatest = greatest;
+    out.least = greatest + s.log_min_p;
+    out.range = 32.0f * max(s.temperature, 1.0f);
+    out.draws = s.temperature > 0.0f && !isinf(greatest);
+    out.cuts_k = s.top_k > 0u && s.top_k < vocabulary;
+    out.cuts_p = s.top_p < 1.0f;
+    return out;
+}
+
+static inline ulong tempered_mass(Filters f, float logit) {
+    return fixed_mass(exp((logit - f.greatest) / f.temperature));
+}
+
+// The class of a logit: its distance to the greatest in SAMPLE_BINS steps of the range; SAMPLE_BINS or more
+// beyond it. Never decreases as logits fall, whatever the rounding.
+static inline uint bin_of(Filters f, float logit) {
+    float steps = (f.greatest - logit) * (float(SAMPLE_BINS) / f.range);
+    return steps < float(SAMPLE_BINS) ? uint(steps) : SAMPLE_BINS;
+}
+
+static inline float greatest_of_blocks(
+    DEVICE(const float) maxima, uint blocks, THREADGROUP(float) partial, Place place) {
+    float greatest = -INFINITY;
+    for (uint b = place.index; b < blocks; b += place.threads) {
+        greatest = max(greatest, maxima[b]);
+    }
+    return threadgroup_max(greatest, partial, place);
+}
+
+// Counts tokens by their distance to the greatest logit, where top-k or top-p cut, and sums each
+// block's mass: at temperature 1, which top-p is about, and at the sequence's, over what min-p leaves.
+//
+// adjusted: [outputs, vocabulary]; maxima: [outputs, blocks]; outputs: [outputs, 2]; settings: [slots, SAMPLER_WORDS];
+// histogram: [outputs, SAMPLE_BINS], cleared; masses: [outputs, blocks, 2] in units of 2^-44.
+//
+// Classes are linear in the distance, not digits of the float: a class is e^(1/32) wide in weight wherever the
+// greatest logit lies, and only the counts need to go through atomics, whose sum has no order.
+// Two exponentials a logit at most; bytes bound it (600 KB for 150 thousand logits, from cache).
+kernel void sample_histogram(
+    IN(float) adjusted [[buffer(0)]],
+    IN(float) maxima [[buffer(1)]],
+    IN(uint) outputs [[buffer(2)]],
+    IN(uint) settings [[buffer(3)]],
+    INOUT(atomic_uint) histogram [[buffer(4)]],
+    OUT(ulong) masses [[buffer(5)]],
+    INLINE(SampleArgs) args [[buffer(6)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint3 threads [[threads_per_threadgroup]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]],
+    uint simd_group [[simdgroup_index_in_threadgroup]],
+    uint simd_groups [[simdgroups_per_threadgroup]],
+    uint simd_width [[threads_per_simdgroup]]) {
+    THREADGROUP_ARRAY(atomic_uint, bins, SAMPLE_BINS);
+    THREADGROUP_ARRAY(float, partial, 128);
+    THREADGROUP_ARRAY(ulong, partial_mass, 128);
+    Place place = place_of(thread_index, threads.x, lane, simd_group, simd_groups, simd_width);
+    uint output = group.y;
+    SamplerSettings s = load_settings(settings, outputs[2u * output]);
+    float greatest = greatest_of_blocks(maxima + output * args.blocks, args.blocks, partial, place);
+    Filters f = filters_of(s, greatest, args.vocabulary);
+    if (!f.draws) {
+        return;
+    }
+    bool listed = f.cuts_k || f.cuts_p;
+    for (uint b = place.index; b < SAMPLE_BINS; b += place.threads) {
+        atomic_store(&bins[b], 0u);
+    }
+    barrier_threadgroup();
+
+    uint start = group.x * SAMPLE_BLOCK;
+    uint end = min(start + SAMPLE_BLOCK, args.vocabulary);
+    ulong mass = 0u;
+    ulong tempered = 0u;
+    for (uint i = start + place.index; i < end; i += place.threads) {
+        float logit = adjusted[output * args.vocabulary + i];
+        if (listed) {
+            mass = mass + fixed_mass(exp(logit - greatest));
+            uint bin = bin_of(f, logit);
+            if (bin < SAMPLE_BINS) {
+                atomic_add(&bins[bin], 1u);
+            }
+        } else if (logit >= f.least) {
+            tempered = tempered + tempered_mass(f, logit);
+        }
+    }
+    mass = threadgroup_sum_ulong(mass, partial_mass, place);
+    tempered = threadgroup_sum_ulong(tempered, partial_mass, place);
+    if (place.index == 0u) {
+        uint at = 2u * (output * args.blocks + group.x);
+        masses[at] = mass;
+        masses[at + 1u] = tempered;
+    }
+    if (listed) {
+        for (uint b = place.index; b < SAMPLE_BINS; b += place.threads) {
+            uint count = atomic_load(&bins[b]);
+            if (count > 0u) {
+                atomic_add(&histogram[output * SAMPLE_BINS + b], count);
+            }
+        }
+    }
+}
+
+static inline ulong sum_of_masses(
+    DEVICE(const ulong) masses, uint which, uint blocks, THREADGROUP(ulong) partial, Place place) {
+    ulong sum = 0u;
+    for (uint b = place.index; b < blocks; b += place.threads) {
+        sum = sum + masses[2u * b + which];
+    }
+    return threadgroup_sum_ulong(sum, partial, place);
+}
+
+// Least mass that reaches top-p of `total`: p · total rounded up, at least 1. p in units of 2^-32.
+static inline ulong top_p_target(float p, ulong total) {
+    ulong parts = p > 0.0f ? ulong(p * 4294967296.0f) : ulong(0u);
+    ulong low = (total & 0xffffffffu) * parts + 0xffffffffu;
+    ulong target = (total >> 32u) * parts + (low >> 32u);
+    return target > 0u ? target : ulong(1u);
+}
+
+// The last class that can hold a token which the filters leave.
+//
+// A class's mass is at least its count times the weight at its far edge; the 2^-10 taken off covers the
+// rounding of that edge. With top-k and top-p both, top-p is about the mass of the k tokens, so all k
+// are wanted; otherwise the narrowest filter decides.
+static inline uint last_bin(
+    Filters f, SamplerSettings s, DEVICE(const uint) histogram, ulong total,
+    THREADGROUP(atomic_uint) last, THREADGROUP(ulong) partial, Place place) {
+    if (place.index == 0u) {
+        atomic_store(&last[0], SAMPLE_BINS - 1u);
+    }
+    barrier_threadgroup();
+    uint share = (SAMPLE_BINS + place.threads - 1u) / place.threads;
+    uint first = place.index * share;
+    uint past = min(first + share, SAMPLE_BINS);
+    ulong target = f.cuts_k ? ulong(s.top_k) : top_p_target(s.top_p, total);
+    ulong sum = 0u;
+    // Twice over the same few classes: their sum, then the one at which the sum reaches the target.
+    for (uint pass = 0u; pass < 2u; ++pass) {
+        ulong running = sum;
+        for (uint b = first; b < past; ++b) {
+            ulong weight = ulong(histogram[b]);
+            if (!f.cuts_k) {
+                float edge = float(b + 1u) * (f.range / float(SAMPLE_BINS));
+                weight = weight * fixed_mass(exp(-edge) * 0.9990234375f);
+            }
+            if (pass == 1u && running < target && running + weight >= target) {
+                atomic_min(&last[0], b);
+            }
+            running = running + weight;
+        }
+        if (pass == 0u) {
+            Prefix prefix = threadgroup_prefix_ulong(running, partial, place);
+            sum = prefix.inclusive - running;
+        }
+    }
+    barrier_threadgroup();
+    uint bin = atomic_load(&last[0]);
+    if (!(f.cuts_k && f.cuts_p) && s.log_min_p > -INFINITY) {
+        bin = min(bin, bin_of(f, f.least));
+    }
+    return bin;
+}
+
+// Lists the tokens up to the last class that counts, each as its distance to the greatest logit in the
+// order of floats, and its id. In no order; counts: [outputs] says how many there are, and where
+// that is more than the list holds, sample_choose goes through the whole row.
+//
+// adjusted: [outputs, vocabulary]; maxima: [outputs, blocks]; outputs: [outputs, 2]; settings: [slots, SAMPLER_WORDS];
+// histogram: [outputs, SAMPLE_BINS]; masses: [outputs, blocks, 2]; keys, tokens: [outputs, capacity].
+kernel void sample_candidates(
+    IN(float) adjusted [[buffer(0)]],
+    IN(float) maxima [[buffer(1)]],
+    IN(uint) outputs [[buffer(2)]],
+    IN(uint) settings [[buffer(3)]],
+    IN(uint) histogram [[buffer(4)]],
+    IN(ulong) masses [[buffer(5)]],
+    INOUT(atomic_uint) counts [[buffer(6)]],
+    OUT(uint) keys [[buffer(7)]],
+    OUT(uint) tokens [[buffer(8)]],
+    INLINE(SampleArgs) args [[buffer(9)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint3 threads [[threads_per_threadgroup]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]],
+    uint simd_group [[simdgroup_index_in_threadgroup]],
+    uint simd_groups [[simdgroups_per_threadgroup]],
+    uint simd_width [[threads_per_simdgroup]]) {
+    THREADGROUP_ARRAY(float, partial, 128);
+    THREADGROUP_ARRAY(ulong, partial_mass, 128);
+    // The last class; tokens of this block; where they begin in the list.
+    THREADGROUP_ARRAY(atomic_uint, shared, 3);
+    Place place = place_of(thread_index, threads.x, lane, simd_group, simd_groups, simd_width);
+    uint output = group.y;
+    SamplerSettings s = load_settings(settings, outputs[2u * output]);
+    float greatest = greatest_of_blocks(maxima + output * args.blocks, args.blocks, partial, place);
+    Filters f = filters_of(s, greatest, args.vocabulary);
+    if (!f.draws || !(f.cuts_k || f.cuts_p)) {
+        return;
+    }
+    ulong total = 0u;
+    if (!f.cuts_k) {
+        total = sum_of_masses(
+            masses + 2u * output * args.blocks, 0u, args.blocks, partial_mass, place);
+    }
+    if (place.index == 0u) {
+        atomic_store(&shared[1], 0u);
+    }
+    uint last = last_bin(
+        f, s, histogram + output * SAMPLE_BINS, total, shared, partial_mass, place);
+
+    uint start = group.x * SAMPLE_BLOCK;
+    uint end = min(start + SAMPLE_BLOCK, args.vocabulary);
+    uint found = 0u;
+    for (uint i = start + place.index; i < end; i += place.threads) {
+        found = found + (bin_of(f, adjusted[output * args.vocabulary + i]) <= last ? 1u : 0u);
+    }
+    uint at = 0u;
+    if (found > 0u) {
+        at = atomic_add(&shared[1], found);
+    }
+    barrier_threadgroup();
+    if (place.index == 0u) {
+        uint of_block = atomic_load(&shared[1]);
+        atomic_store(&shared[2], of_block > 0u ? atomic_add(&counts[output], of_block) : 0u);
+    }
+    barrier_threadgroup();
+    at = at + atomic_load(&shared[2]);
+    if (found > 0u) {
+        uint top = ordered_from_float(greatest);
+        for (uint i = start + place.index; i < end; i += place.threads) {
+            float logit = adjusted[output * args.vocabulary + i];
+            if (bin_of(f, logit) <= last) {
+                if (at < args.capacity) {
+                    keys[output * args.capacity + at] = top - ordered_from_float(logit);
+                    tokens[output * args.capacity + at] = i;
+                }
+                at = at + 1u;
+            }
+        }
+    }
+}
+
+// The tokens among which sample_choose decides: the list, or the whole row where the list overflowed.
+struct Candidates {
+    DEVICE(const float) row;
+    DEVICE(const uint) keys;
+    DEVICE(const uint) tokens;
+    bool listed;
+    uint count;
+    uint top;        // The greatest logit, ordered.
+    uint token_bits;
+};
+
+// Place in the order, greater logit first, then lower token: distinct for every token.
+static inline ulong candidate_key(THREAD(const Candidates) c, uint i) {
+    if (c->listed) {
+        return (ulong(c->keys[i]) << c->token_bits) | ulong(c->tokens[i]);
+    }
+    return (ulong(c->top - ordered_from_float(c->row[i])) << c->token_bits) | ulong(i);
+}
+
+// Threadgroup memory of a cut.
+struct CutScratch {
+    THREADGROUP(atomic_uint) low;   // [256] mass of each digit, in two halves.
+    THREADGROUP(atomic_uint) high;  // [256]
+    THREADGROUP(atomic_uint) count; // [256] tokens of each digit.
+    THREADGROUP(ulong) partial;     // One per SIMD-group.
+    THREADGROUP(ulong) found;       // [3] digit, mass before it, tokens in it.
+};
+
+// What a cut's weights and target are.
+#define CUT_TOP_K 0u
+#define CUT_TOP_P 1u
+#define CUT_DRAW 2u
+
+static inline ulong cut_weight(uint kind, Filters f, THREAD(const Candidates) c, ulong key) {
+    if (kind == CUT_TOP_K) {
+        return 1u;
+    }
+    float logit = float_from_ordered(c->top - uint(key >> c->token_bits));
+    return kind == CUT_TOP_P ? fixed_mass(exp(logit - f.greatest)) : tempered_mass(f, logit);
+}
+
+// floor(u · total) + 1 for u = bits · 2^-24: sums of whole units pass u · total when they reach it.
+static inline ulong draw_target(uint bits, ulong total) {
+    ulong low = ((total & 0xffffffu) * ulong(bits)) >> 24u;
+    return (total >> 24u) * ulong(bits) + low + 1u;
+}
+
+// The key of the first candidate, in order and up to `limit`, at which the sum of weights reaches the
+// target; `limit` itself where none does.
+//
+// Descends the keys eight bits at a time: weights are added up by digit, and the digit at which the sum
+// passes the target is the next eight bits. The first digits start where the limit's do, so that none are the
+// same for all; a digit with a single token ends it. `total`: of top-p, where top-k does not cut.
+static inline ulong cut(
+    uint kind, Filters f, SamplerSettings s, THREAD(const Candidates) c, ulong limit, ulong total,
+    uint random, CutScratch scratch, Place place) {
+    uint high_word = uint(limit >> 32u);
+    uint shift = high_word != 0u ? 64u - clz(high_word) : 32u - clz(uint(limit & 0xffffffffu));
+    ulong prefix = 0u;
+    ulong below = 0u;
+    ulong target = 0u;
+    bool first = true;
+    uint tokens = 0u;
+    while (shift > 0u && tokens != 1u) {
+        uint width = min(shift, 8u);
+        uint above = shift;
+        shift = shift - width;
+        for (uint i = place.index; i < 256u; i += place.threads) {
+            atomic_store(&scratch.low[i], 0u);
+            atomic_store(&scratch.high[i], 0u);
+            atomic_store(&scratch.count[i], 0u);
+        }
+        barrier_threadgroup();
+        for (uint i = place.index; i < c->count; i += place.threads) {
+            ulong key = candidate_key(c, i);
+            if (key <= limit && (key >> above) == prefix) {
+                uint digit = uint(key >> shift) & ((1u << width) - 1u);
+                ulong weight = cut_weight(kind, f, c, key);
+                uint low = uint(weight & 0xffffffffu);
+                // 64-bit sums from 32-bit atomics: whoever sees the lower half overflow carries.
+                uint carry = atomic_add(&scratch.low[digit], low) + low < low ? 1u : 0u;
+                uint high = uint(weight >> 32u) + carry;
+                if (high > 0u) {
+                    atomic_add(&scratch.high[digit], high);
+                }
+                atomic_add(&scratch.count[digit], 1u);
+            }
+        }
+        barrier_threadgroup();
+        ulong weight = 0u;
+        if (place.index < 256u) {
+            weight = (ulong(atomic_load(&scratch.high[place.index])) << 32u)
+                | ulong(atomic_load(&scratch.low[place.index]));
+        }
+        Prefix sums = threadgroup_prefix_ulong(weight, scratch.partial, place);
+        if (first) {
+            first = false;
+            if (kind == CUT_TOP_K) {
+                target = ulong(s.top_k);
+            } else if (kind == CUT_TOP_P) {
+                target = top_p_target(s.top_p, f.cuts_k ? sums.total : total);
+            } else {
+                target = draw_target(random, sums.total);
+            }
+            if (target > sums.total) {
+                return limit;
+            }
+        }
+        ulong reached = below + sums.inclusive;
+        if (place.index < 256u && reached >= target && reached - weight < target) {
+            scratch.found[0] = place.index;
+            scratch.found[1] = reached - weight;
+            scratch.found[2] = atomic_load(&scratch.count[place.index]);
+        }
+        barrier_threadgroup();
+        prefix = (prefix << width) | scratch.found[0];
+        below = scratch.found[1];
+        tokens = uint(scratch.found[2]);
+        // Everyone has read before the next digit is written.
+        barrier_threadgroup();
+    }
+    // The one token left with these digits.
+    for (uint i = place.index; i < c->count; i += place.threads) {
+        ulong key = candidate_key(c, i);
+        if (key <= limit && (key >> shift) == prefix) {
+            scratch.found[0] = key;
+        }
+    }
+    barrier_threadgroup();
+    ulong key = scratch.found[0];
+    barrier_threadgroup();
+    return key;
+}
+
+// The first block at which the running sum of tempered masses reaches `target`, to found[0], and the sum before
+// it, to found[1], for every thread to read; both stay as they are where none does.
+static inline void find_block(
+    DEVICE(const ulong) masses, uint blocks, ulong target, THREADGROUP(ulong) partial,
+    THREADGROUP(ulong) found, Place place) {
+    ulong before = 0u;
+    for (uint base = 0u; base < blocks; base += place.threads) {
+        uint b = base + place.index;
+        ulong mass = 0u;
+        if (b < blocks) {
+            mass = masses[2u * b + 1u];
+        }
+        Prefix sums = threadgroup_prefix_ulong(mass, partial, place);
+        ulong reached = before + sums.inclusive;
+        if (reached >= target && reached - mass < target) {
+            found[0] = b;
+            found[1] = reached - mass;
+        }
+        before = before + sums.total;
+    }
+    barrier_threadgroup();
+}
+
+// The draw, and the cuts that come before it.
+//
+// adjusted: [outputs, vocabulary]; maxima, indices: [outputs, blocks]; masses: [outputs, blocks, 2]; counts: [outputs];
+// keys, candidate_tokens: [outputs, capacity]; outputs: [outputs, 2]; settings: [slots, SAMPLER_WORDS]; draws: [slots],
+// numbers drawn so far, counted up by each draw (so one output a slot); tokens: [outputs].
+//
+// One threadgroup of at least 256 threads a sequence. Latency bounds it: some three passes over a few dozen
+// candidates for each of top-k, top-p and the draw, six barriers each.
+kernel void sample_choose(
+    IN(float) adjusted [[buffer(0)]],
+    IN(float) maxima [[buffer(1)]],
+    IN(uint) indices [[buffer(2)]],
+    IN(ulong) masses [[buffer(3)]],
+    IN(uint) counts [[buffer(4)]],
+    IN(uint) keys [[buffer(5)]],
+    IN(uint) candidate_tokens [[buffer(6)]],
+    IN(uint) outputs [[buffer(7)]],
+    IN(uint) settings [[buffer(8)]],
+    INOUT(ulong) draws [[buffer(9)]],
+    OUT(uint) tokens [[buffer(10)]],
+    INLINE(SampleArgs) args [[buffer(11)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint3 threads [[threads_per_threadgroup]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]],
+    uint simd_group [[simdgroup_index_in_threadgroup]],
+    uint simd_groups [[simdgroups_per_threadgroup]],
+    uint simd_width [[threads_per_simdgroup]]) {
+    THREADGROUP_ARRAY(float, best_values, 128);
+    THREADGROUP_ARRAY(uint, best_indices, 128);
+    THREADGROUP_ARRAY(ulong, partial, 128);
+    THREADGROUP_ARRAY(ulong, found, 3);
+    THREADGROUP_ARRAY(atomic_uint, digit_low, 256);
+    THREADGROUP_ARRAY(atomic_uint, digit_high, 256);
+    THREADGROUP_ARRAY(atomic_uint, digit_count, 256);
+    Place place = place_of(thread_index, threads.x, lane, simd_group, simd_groups, simd_width);
+    uint output = group.x;
+    uint slot = outputs[2u * output];
+    SamplerSettings s = load_settings(settings, slot);
+    Best best = best_of_nothing();
+    for (uint b = place.index; b < args.blocks; b += place.threads) {
+        uint at = output * args.blocks + b;
+        best = better(best, maxima[at], indices[at]);
+    }
+    best = threadgroup_best(best, best_values, best_indices, place);
+    Filters f = filters_of(s, best.value, args.vocabulary);
+    if (!(s.temperature > 0.0f)) {
+        if (place.index == 0u) {
+            tokens[output] = best.index;
+        }
+        return;
+    }
+    ulong draw = draws[slot];
+    // Everyone has read the count before it goes up.
+    barrier_device();
+    if (place.index == 0u) {
+        draws[slot] = draw + 1u;
+    }
+    if (!f.draws) {
+        // No finite logit, or an infinite one: nothing to choose from by probability.
+        if (place.index == 0u) {
+            tokens[output] = best.index;
+        }
+        return;
+    }
+    uint random = philox_bits(s.seed, draw);
+    DEVICE(const ulong) row_masses = masses + 2u * output * args.blocks;
+    DEVICE(const float) row = adjusted + output * args.vocabulary;
+
+    if (!f.cuts_k && !f.cuts_p) {
+        ulong total = sum_of_masses(row_masses, 1u, args.blocks, partial, place);
+        ulong target = draw_target(random, total);
+        // Masses are the same sums here as in sample_histogram, so something is found; the most
+        // likely token is what is left to a compiler that rounds an exponential in two ways.
+        if (place.index == 0u) {
+            found[0] = ulong(best.index / SAMPLE_BLOCK);
+            found[1] = 0u;
+            found[2] = ulong(best.index);
+        }
+        find_block(row_masses, args.blocks, target, partial, found, place);
+        uint start = uint(found[0]) * SAMPLE_BLOCK;
+        ulong before = found[1];
+        uint end = min(start + SAMPLE_BLOCK, args.vocabulary);
+        for (uint base = start; base < end; base += place.threads) {
+            uint i = base + place.index;
+            ulong mass = 0u;
+            if (i < end) {
+                float logit = row[i];
+                mass = logit >= f.least ? tempered_mass(f, logit) : ulong(0u);
+            }
+            Prefix sums = threadgroup_prefix_ulong(mass, partial, place);
+            ulong reached = before + sums.inclusive;
+            if (reached >= target && reached - mass < target) {
+                found[2] = ulong(i);
+            }
+            before = before + sums.total;
+        }
+        barrier_threadgroup();
+        if (place.index == 0u) {
+            tokens[output] = uint(found[2]);
+        }
+        return;
+    }
+
+    Candidates c;
+    c.listed = counts[output] <= args.capacity;
+    c.count = c.listed ? counts[output] : args.vocabulary;
+    c.row = row;
+    c.keys = keys + output * args.capacity;
+    c.tokens = candidate_tokens + output * args.capacity;
+    c.top = ordered_from_float(best.value);
+    c.token_bits = args.token_bits;
+    CutScratch scratch;
+    scratch.low = digit_low;
+    scratch.high = digit_high;
+    scratch.count = digit_count;
+    scratch.partial = partial;
+    scratch.found = found;
+
+    // No key is greater than the least likely candidate's.
+    float least = best.value;
+    for (uint i = place.index; i < c.count; i += place.threads) {
+        least = min(least, c.listed ? float_from_ordered(c.top - c.keys[i]) : row[i]);
+    }
+    least = -threadgroup_max(-least, best_values, place);
+    ulong same = (ulong(1u) << args.token_bits) - 1u;
+    ulong limit = (ulong(c.top - ordered_from_float(least)) << args.token_bits) | same;
+    if (f.cuts_k) {
+        limit = cut(CUT_TOP_K, f, s, &c, limit, 0u, 0u, scratch, place);
+    }
+    if (f.cuts_p) {
+        ulong total = sum_of_masses(row_masses, 0u, args.blocks, partial, place);
+        limit = cut(CUT_TOP_P, f, s, &c, limit, total, 0u, scratch, place);
+    }
+    if (f.least > -INFINITY) {
+        // -0 passes a threshold of 0 and comes after it in the order.
+        float threshold = f.least == 0.0f ? -0.0f : f.least;
+        ulong within = (ulong(c.top - ordered_from_float(threshold)) << args.token_bits) | same;
+        limit = within < limit ? within : limit;
+    }
+    ulong chosen = cut(CUT_DRAW, f, s, &c, limit, 0u, random, scratch, place);
+    if (place.index == 0u) {
+        tokens[output] = uint(chosen & same);
+    }
+}
