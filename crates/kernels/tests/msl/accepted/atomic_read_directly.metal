@@ -1,0 +1,7 @@
+kernel void count(
+    INOUT(atomic_uint) counts [[buffer(0)]],
+    OUT(uint) y [[buffer(1)]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+    uint count = atomic_load(counts);
+    y[thread_index] = count;
+}

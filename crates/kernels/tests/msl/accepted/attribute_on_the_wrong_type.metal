@@ -1,0 +1,6 @@
+kernel void copy(
+    IN(float) x [[buffer(0)]],
+    OUT(float) y [[buffer(1)]],
+    ushort thread_index [[thread_index_in_threadgroup]]) {
+    y[uint(thread_index)] = x[uint(thread_index)];
+}

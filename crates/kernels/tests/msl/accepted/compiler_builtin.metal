@@ -1,0 +1,6 @@
+kernel void count(
+    IN(uint) x [[buffer(0)]],
+    OUT(uint) y [[buffer(1)]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+    y[thread_index] = popcount(x[thread_index]);
+}

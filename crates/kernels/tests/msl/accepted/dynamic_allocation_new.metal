@@ -1,0 +1,7 @@
+kernel void sum(
+    OUT(float) y [[buffer(0)]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+    float values[4];
+    values[0] = 1.0f;
+    y[thread_index] = values[0];
+}

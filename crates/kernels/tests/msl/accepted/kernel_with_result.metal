@@ -1,0 +1,5 @@
+kernel void fill(
+    OUT(float) y [[buffer(0)]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+    y[thread_index] = 1.0f;
+}

@@ -1,0 +1,7 @@
+kernel void through_pointer(
+    OUT(float) y [[buffer(0)]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+    float values[2] = {1.0f, 2.0f};
+    THREAD(float) p = values;
+    y[thread_index] = p[1];
+}

@@ -1,0 +1,11 @@
+static inline void add_one(thread float &x) {
+    x += 1.0f;
+}
+
+kernel void increment(
+    INOUT(float) y [[buffer(0)]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+    float x = y[thread_index];
+    add_one(x);
+    y[thread_index] = x;
+}

@@ -1,0 +1,8 @@
+SPECIALISE(float, SCALE, 0);
+
+kernel void fill(
+    OUT(float) y [[buffer(0)]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+    float scale = SCALE * 2.0f;
+    y[thread_index] = scale;
+}

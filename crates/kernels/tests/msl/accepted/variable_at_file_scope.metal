@@ -1,0 +1,7 @@
+CONSTANT_TABLE(float, HALF_PI, 1) = {1.5707964f};
+
+kernel void fill(
+    OUT(float) y [[buffer(0)]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+    y[thread_index] = HALF_PI[0];
+}
