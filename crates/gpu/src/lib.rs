@@ -9,7 +9,7 @@
 //! | `emulated` | `emulated` | the CPU, through a C++ compiler at build time; stricter than hardware |
 
 mod command;
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "cuda", any(target_os = "linux", windows)))]
 pub mod cuda;
 mod device;
 #[cfg(feature = "emulated")]

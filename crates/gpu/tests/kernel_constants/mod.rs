@@ -1,0 +1,46 @@
+//! Values of specialisation constants that kernels are compiled with in tests.
+
+use marlin_kernels::signature::ScalarType;
+use marlin_kernels::{ConstantValues, Kernel, MAX_CONSTANTS};
+
+/// By kernel file: sets of constants that are worth a compilation of their own, each as the values that
+/// differ from [`ordinary`]. A file that is not here is compiled with the ordinary values alone.
+const INTERESTING: &[(&str, &[&[(&str, u32)]])] = &[
+    ("activation", &[&[("ACTIVATION", 0)], &[("ACTIVATION", 1)], &[("ACTIVATION", 2)]]),
+];
+
+/// A value that makes sense for a constant of this name in any kernel.
+fn ordinary(name: &str, ty: ScalarType) -> u32 {
+    match name {
+        "GROUP" | "HEAD_DIM" => 128,
+        "ORDER" => 64,
+        "BITS" => 4,
+        "BLOCKS_PER_PAGE" => 4,
+        "ACTIVATION" | "CODE" | "SCALE" | "MIN" | "OFFSET" | "KV_FORMAT" => 0,
+        _ => match ty {
+            ScalarType::Bool => 0,
+            ScalarType::Float => 1f32.to_bits(),
+            ScalarType::Uint | ScalarType::Int | ScalarType::Ulong => 1,
+        },
+    }
+}
+
+/// Every set of constants to compile `kernel` with.
+pub fn of(kernel: &Kernel) -> Vec<ConstantValues> {
+    let listed = INTERESTING.iter().find(|(file, _)| *file == kernel.file);
+    let sets: &[&[(&str, u32)]] = listed.map_or(&[&[]], |(_, sets)| sets);
+    for (name, _) in sets.iter().copied().flatten() {
+        let known = kernel.constants.iter().any(|(constant, _)| constant == name);
+        assert!(known, "{}.metal has no constant {name}", kernel.file);
+    }
+    sets.iter()
+        .map(|set| {
+            let mut bits = [0; MAX_CONSTANTS];
+            for (place, (name, ty)) in bits.iter_mut().zip(kernel.constants) {
+                let chosen = set.iter().find(|(constant, _)| constant == name);
+                *place = chosen.map_or_else(|| ordinary(name, *ty), |(_, value)| *value);
+            }
+            ConstantValues::new(bits)
+        })
+        .collect()
+}
