@@ -24,23 +24,45 @@ fn main() {
 fn run() -> Result<(), String> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|e| e.to_string())?);
     let out = PathBuf::from(env::var("OUT_DIR").map_err(|e| e.to_string())?);
-    for folder in ["metal", "compat", "build"] {
+    for folder in ["metal", "metal_tests", "compat", "build"] {
         println!("cargo:rerun-if-changed={}", root.join(folder).display());
     }
     let mut files = read_folder(&root.join("metal"), "")?;
-    files.extend(read_folder(&root.join("compat"), "compat/")?);
+    // The host's header is compiled in, not embedded.
+    let compat = read_folder(&root.join("compat"), "compat/")?;
+    files.extend(compat.into_iter().filter(|f| f.0 != "compat/host.h"));
+    let sources = parse(&files)?;
+    let text = launchers::generate(&sources, &files)?;
+    write(&out.join("launchers.rs"), &text)?;
+    #[cfg(feature = "emulated")]
+    {
+        let tests = read_folder(&root.join("metal_tests"), "")?;
+        let tests = parse(&tests)?;
+        write(&out.join("test_launchers.rs"), &launchers::generate(&tests, &[])?)?;
+        let from = |sources: &[signature::Source], folder: &str| {
+            let folder = root.join(folder);
+            sources
+                .iter()
+                .map(|s| host::HostSource { source: s.clone(), folder: folder.clone() })
+                .collect::<Vec<_>>()
+        };
+        let mut all = from(&sources, "metal");
+        all.extend(from(&tests, "metal_tests"));
+        host::compile(&root, &out, &all)?;
+    }
+    Ok(())
+}
+
+/// The declarations of every kernel file among `files`.
+fn parse(files: &[(String, PathBuf, String)]) -> Result<Vec<signature::Source>, String> {
     let mut sources = Vec::new();
     for (name, _, text) in files.iter().filter(|f| f.0.ends_with(".metal")) {
         let stem = name.trim_end_matches(".metal");
         let source = signature::parse(stem, text).map_err(|e| e.to_string())?;
-        check_includes(&source, &files)?;
+        check_includes(&source, files)?;
         sources.push(source);
     }
-    let text = launchers::generate(&sources, &files)?;
-    write(&out.join("launchers.rs"), &text)?;
-    #[cfg(feature = "emulated")]
-    host::compile(&root, &out, &sources)?;
-    Ok(())
+    Ok(sources)
 }
 
 /// Name (with `prefix`), path and text of every source file in a folder, by name.

@@ -1,0 +1,245 @@
+//! A command list that has been checked.
+
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+
+use marlin_kernels::signature::ParameterAccess;
+use marlin_kernels::{
+    Allocation, Argument, Dispatch, HostKernel, KernelParameter, PipelineKey, host_entry,
+};
+use marlin_placement::{Direction, Ledger, Tally};
+
+use super::{MAX_THREADS, Shared, THREADGROUP_BYTES, memory};
+use crate::device::{DeviceProperties, Recording};
+use crate::{Command, CommandList, GpuError, Region};
+
+/// A command with what running it needs.
+pub(crate) enum Step {
+    Dispatch { kernel: HostKernel, dispatch: Dispatch, tally: Tally },
+    Copy { source: Region, destination: Region },
+    Fill { region: Region, value: u8 },
+}
+
+/// A prepared command list.
+pub(crate) struct EmulatedRecording {
+    label: Arc<str>,
+    device: Weak<Shared>,
+    pub(crate) simd_width: u32,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) copies: Tally,
+    /// Every allocation that a command uses, once.
+    pub(crate) allocations: Vec<Arc<dyn Allocation>>,
+}
+
+impl Recording for EmulatedRecording {
+    fn label(&self) -> &str {
+        &self.label
+    }
+}
+
+/// The compiled kernel of `pipeline`.
+pub(crate) fn kernel_of(pipeline: &PipelineKey) -> Result<HostKernel, GpuError> {
+    host_entry(pipeline).ok_or_else(|| GpuError::Compile {
+        kernel: pipeline.symbol(),
+        target: "host".to_owned(),
+        log: "its file was not compiled for these element types".to_owned(),
+    })
+}
+
+impl EmulatedRecording {
+    pub(crate) fn new(
+        device: &Arc<Shared>,
+        properties: &DeviceProperties,
+        ledger: &Ledger,
+        commands: CommandList,
+    ) -> Result<Self, GpuError> {
+        let mut recording = Self {
+            label: commands.label().into(),
+            device: Arc::downgrade(device),
+            simd_width: properties.simd_width,
+            steps: Vec::new(),
+            copies: ledger.copies(Direction::DeviceToDevice, "copy command"),
+            allocations: Vec::new(),
+        };
+        for command in commands.commands() {
+            let step = match command {
+                Command::Dispatch(dispatch) => {
+                    check_launch(dispatch, properties)?;
+                    check_overlap(dispatch)?;
+                    for argument in &dispatch.arguments {
+                        if let Argument::Buffer { allocation, .. } = argument {
+                            recording.keep(device, allocation)?;
+                        }
+                    }
+                    Step::Dispatch {
+                        kernel: kernel_of(&dispatch.pipeline)?,
+                        dispatch: dispatch.clone(),
+                        tally: ledger.dispatches(dispatch.pipeline.kernel.name),
+                    }
+                }
+                Command::Copy { source, destination } => {
+                    recording.keep(device, &source.allocation)?;
+                    recording.keep(device, &destination.allocation)?;
+                    check_copy(device, source, destination)?;
+                    Step::Copy { source: source.clone(), destination: destination.clone() }
+                }
+                Command::Fill { region, value } => {
+                    recording.keep(device, &region.allocation)?;
+                    check_region(device, region, true)?;
+                    Step::Fill { region: region.clone(), value: *value }
+                }
+            };
+            recording.steps.push(step);
+        }
+        Ok(recording)
+    }
+
+    pub(crate) fn belongs_to(&self, device: &Arc<Shared>) -> bool {
+        std::ptr::eq(self.device.as_ptr(), Arc::as_ptr(device))
+    }
+
+    pub(crate) fn label(&self) -> &Arc<str> {
+        &self.label
+    }
+
+    fn keep(
+        &mut self,
+        device: &Arc<Shared>,
+        allocation: &Arc<dyn Allocation>,
+    ) -> Result<(), GpuError> {
+        memory::find(device, allocation)?;
+        if !self.allocations.iter().any(|a| Arc::ptr_eq(a, allocation)) {
+            self.allocations.push(allocation.clone());
+        }
+        Ok(())
+    }
+}
+
+fn check_launch(dispatch: &Dispatch, properties: &DeviceProperties) -> Result<(), GpuError> {
+    let kernel = dispatch.pipeline.kernel;
+    let refuse = |reason: String| {
+        Err(GpuError::Launch { kernel: dispatch.pipeline.symbol(), reason })
+    };
+    if let Some(width) = kernel.simd_width
+        && width != properties.simd_width
+    {
+        return refuse(format!(
+            "it needs SIMD-groups of {width} threads, the device has {}",
+            properties.simd_width
+        ));
+    }
+    let [x, y, z] = dispatch.grid.threads.map(u64::from);
+    let threads = x.saturating_mul(y).saturating_mul(z);
+    if threads == 0 || threads > u64::from(MAX_THREADS) {
+        return refuse(format!("{threads} threads in a threadgroup, expected 1 to {MAX_THREADS}"));
+    }
+    if dispatch.threadgroup_bytes > THREADGROUP_BYTES {
+        return refuse(format!(
+            "{} bytes of threadgroup memory, expected at most {THREADGROUP_BYTES}",
+            dispatch.threadgroup_bytes
+        ));
+    }
+    if dispatch.arguments.len() != kernel.parameters.len() {
+        return refuse(format!(
+            "{} arguments, expected {}",
+            dispatch.arguments.len(),
+            kernel.parameters.len()
+        ));
+    }
+    for (argument, parameter) in dispatch.arguments.iter().zip(kernel.parameters) {
+        let fits = match (argument, parameter) {
+            (Argument::Buffer { .. }, KernelParameter::Buffer { .. }) => true,
+            (Argument::Absent, KernelParameter::Buffer { optional, .. }) => *optional,
+            (Argument::Inline(value), KernelParameter::Inline { bytes, .. }) => {
+                value.bytes().len() == *bytes
+            }
+            _ => false,
+        };
+        if !fits {
+            return refuse(format!(
+                "argument \"{}\" is {argument:?}, expected {parameter:?}",
+                parameter.name()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Inputs may be read through caches that do not see the same dispatch's writes, so no byte may be bound as
+/// an input and as an output.
+fn check_overlap(dispatch: &Dispatch) -> Result<(), GpuError> {
+    let bound: Vec<(&str, &Arc<dyn Allocation>, Range<u64>, ParameterAccess)> = dispatch
+        .arguments
+        .iter()
+        .zip(dispatch.pipeline.kernel.parameters)
+        .filter_map(|(argument, parameter)| match argument {
+            Argument::Buffer { allocation, offset, bytes, access } => {
+                Some((parameter.name(), allocation, *offset..offset + bytes, *access))
+            }
+            _ => None,
+        })
+        .collect();
+    for (i, (name, allocation, range, access)) in bound.iter().enumerate() {
+        for (other_name, other, other_range, other_access) in &bound[..i] {
+            let overlap = Arc::ptr_eq(allocation, other)
+                && range.start < other_range.end
+                && other_range.start < range.end;
+            let written = *access != ParameterAccess::In || *other_access != ParameterAccess::In;
+            if overlap && written {
+                return Err(GpuError::Launch {
+                    kernel: dispatch.pipeline.symbol(),
+                    reason: format!(
+                        "\"{other_name}\" and \"{name}\" share bytes of \"{}\" ({other_range:?} and {range:?}) \
+                         and one of them is written, expected one in-out parameter or ranges apart",
+                        allocation.label()
+                    ),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_region(device: &Arc<Shared>, region: &Region, written: bool) -> Result<(), GpuError> {
+    let found = memory::find(device, &region.allocation)?;
+    found.range(region.offset, region.bytes)?;
+    if written && found.is_adopted() {
+        let label = found.label().to_owned();
+        return Err(marlin_kernels::BindError::ReadOnly { label }.into());
+    }
+    Ok(())
+}
+
+fn check_copy(
+    device: &Arc<Shared>,
+    source: &Region,
+    destination: &Region,
+) -> Result<(), GpuError> {
+    check_region(device, source, false)?;
+    check_region(device, destination, true)?;
+    let refuse = |reason: String| {
+        Err(GpuError::Launch { kernel: "copy".to_owned(), reason })
+    };
+    if source.bytes != destination.bytes {
+        return refuse(format!(
+            "{} bytes of \"{}\" to {} bytes of \"{}\", expected as many",
+            source.bytes,
+            source.allocation.label(),
+            destination.bytes,
+            destination.allocation.label()
+        ));
+    }
+    let apart = !Arc::ptr_eq(&source.allocation, &destination.allocation)
+        || source.offset + source.bytes <= destination.offset
+        || destination.offset + destination.bytes <= source.offset;
+    if !apart {
+        return refuse(format!(
+            "{} bytes of \"{}\" from {} to {}, expected ranges apart",
+            source.bytes,
+            source.allocation.label(),
+            source.offset,
+            destination.offset
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,281 @@
+// Whether an access is one that every GPU gives the same answer to.
+//
+// Time is a counter that moves on at every barrier. Each byte of memory that a dispatch may write carries
+// a stamp of its last write and one of its last read: the moment in the upper 21 bits, who in the lower 11.
+// Two accesses are ordered if one thread made both, or if a barrier that both took part in lies between
+// them. Two that are not ordered and of which one is a write are a race, whether or not they would have
+// gone well this time.
+
+#include "state.h"
+
+#include <stdio.h>
+#include <string.h>
+
+namespace marlin {
+
+namespace {
+
+constexpr uint WHO_BITS = 11;
+constexpr uint WHO_MASK = (1u << WHO_BITS) - 1;
+constexpr uint LAST_MOMENT = (1u << (32 - WHO_BITS)) - 1;
+// Threads count from 0; then come several threads of one SIMD-group, and the two below.
+constexpr uint SEVERAL_OF_GROUP = MAX_THREADS;
+constexpr uint ATOMIC = WHO_MASK - 1;
+constexpr uint SEVERAL = WHO_MASK;
+static_assert(SEVERAL_OF_GROUP + MAX_GROUPS <= ATOMIC, "every thread and group has a number");
+
+uint group_of(uint who) {
+    if (who < MAX_THREADS) {
+        return who / context.simd_width;
+    }
+    return who < ATOMIC ? who - SEVERAL_OF_GROUP : MAX_GROUPS;
+}
+
+bool is_threadgroup(const MarlinRegion *region) { return (region->flags & MARLIN_THREADGROUP) != 0; }
+
+// The first moment that counts: earlier accesses were before this dispatch, or in memory of another
+// threadgroup.
+uint first_moment(const MarlinRegion *region) {
+    return is_threadgroup(region) ? state->group_start : state->launch_start;
+}
+
+bool ordered(const MarlinRegion *region, uint stamp) {
+    const State &s = *state;
+    uint moment = stamp >> WHO_BITS;
+    if (moment < first_moment(region)) {
+        return true;
+    }
+    if (moment < s.group_start) {
+        return false; // Another threadgroup of this dispatch.
+    }
+    if (moment < (is_threadgroup(region) ? s.threadgroup_fence : s.device_fence)) {
+        return true;
+    }
+    uint who = stamp & WHO_MASK;
+    if (who == context.thread.index) {
+        return true;
+    }
+    uint group = group_of(who);
+    return group == context.thread.group && moment < s.simd_fence[group];
+}
+
+void where(const MarlinRegion *region, uint64_t offset, uint size, char *out, size_t bytes) {
+    snprintf(out, bytes, "%s\"%s\"[%llu]", is_threadgroup(region) ? "threadgroup memory " : "",
+        region->name, static_cast<unsigned long long>(offset / size));
+}
+
+[[noreturn]] void race(const MarlinRegion *region, uint64_t offset, uint size, uint stamp,
+    const char *now, const char *before) {
+    char place[160];
+    where(region, offset, size, place, sizeof(place));
+    uint who = stamp & WHO_MASK;
+    char other[64];
+    if (who < MAX_THREADS) {
+        snprintf(other, sizeof(other), "thread %u", who);
+    } else if (who == ATOMIC) {
+        snprintf(other, sizeof(other), "an atomic operation");
+    } else {
+        snprintf(other, sizeof(other), "several threads");
+    }
+    bool outside = (stamp >> WHO_BITS) < state->group_start;
+    fault("data race: %s is %s, and %s by %s%s with no barrier between", place, now, before, other,
+        outside ? " of another threadgroup" : "");
+}
+
+} // namespace
+
+uint tick() {
+    State &s = *state;
+    if (s.clock == LAST_MOMENT) {
+        // Forgets what was before: a race across this moment is missed. Once in two million barriers.
+        for (uint i = 0; i < s.launch->region_count; i++) {
+            MarlinRegion &region = s.launch->regions[i];
+            if (region.writes != nullptr) {
+                memset(region.writes, 0, region.bytes * sizeof(uint32_t));
+                memset(region.reads, 0, region.bytes * sizeof(uint32_t));
+            }
+        }
+        memset(s.threadgroup_writes, 0, sizeof(s.threadgroup_writes));
+        memset(s.threadgroup_reads, 0, sizeof(s.threadgroup_reads));
+        s.launch->generation++;
+        s.clock = 0;
+        s.launch_start = 0;
+        s.group_start = 0;
+        s.device_fence = 0;
+        s.threadgroup_fence = 0;
+        memset(s.simd_fence, 0, sizeof(s.simd_fence));
+    }
+    return ++s.clock;
+}
+
+void fault_access(const MarlinRegion *region, const unsigned char *at, uint size, uint align,
+    bool write) {
+    const char *kind = is_threadgroup(region) ? "threadgroup memory " : "";
+    const char *what = write ? "written" : "read";
+    if ((region->flags & MARLIN_ABSENT) != 0) {
+        fault("\"%s\" is %s, but nothing is bound to it", region->name, what);
+    }
+    long long offset = at - region->base;
+    if (offset >= 0 && uint64_t(offset) < region->bytes && region->bytes - uint64_t(offset) >= size) {
+        fault("%s\"%s\" is %s at byte %lld, which is not a multiple of %u", kind, region->name, what,
+            offset, align);
+    }
+    long long index = offset >= 0 ? offset / size : -((-offset + size - 1) / size);
+    fault("out of bounds: %s\"%s\"[%lld] is %s; it has %llu elements of %u bytes", kind, region->name,
+        index, what, static_cast<unsigned long long>(region->bytes / size), size);
+}
+
+void check_read(const MarlinRegion *region, uint64_t offset, uint size) {
+    const State &s = *state;
+    if (region->initialised != nullptr) {
+        for (uint i = 0; i < size; i++) {
+            if (region->initialised[offset + i] == 0) {
+                char place[160];
+                where(region, offset, size, place, sizeof(place));
+                fault("uninitialised: %s is read, and nothing has written it", place);
+            }
+        }
+    }
+    if (region->writes == nullptr) {
+        return;
+    }
+    const uint32_t *writes = region->writes + offset;
+    uint32_t *reads = region->reads + offset;
+    uint me = context.thread.index;
+    uint now = s.clock << WHO_BITS;
+    uint first = s.launch_start << WHO_BITS;
+    bool output = (region->flags & MARLIN_OUTPUT) != 0;
+    for (uint i = 0; i < size; i++) {
+        uint stamp = writes[i];
+        if (output && stamp < first) {
+            char place[160];
+            where(region, offset, size, place, sizeof(place));
+            fault("uninitialised: output %s is read before this dispatch has written it", place);
+        }
+        if (stamp >= first && !ordered(region, stamp)) {
+            race(region, offset, size, stamp, "read", "was written");
+        }
+        uint last = reads[i];
+        if (last < first || last == (now | me) || ordered(region, last)) {
+            reads[i] = now | me;
+        } else if (group_of(last & WHO_MASK) == context.thread.group
+            && (last >> WHO_BITS) >= s.group_start) {
+            reads[i] = now | (SEVERAL_OF_GROUP + context.thread.group);
+        } else if ((last >> WHO_BITS) >= s.group_start) {
+            reads[i] = now | SEVERAL;
+        }
+        // A read by another threadgroup stays: it makes every write a race, and no barrier changes that.
+    }
+}
+
+void check_write(const MarlinRegion *region, uint64_t offset, uint size) {
+    const State &s = *state;
+    if ((region->flags & MARLIN_WRITABLE) == 0) {
+        char place[160];
+        where(region, offset, size, place, sizeof(place));
+        fault("%s is written, but it is an input", place);
+    }
+    uint32_t *writes = region->writes + offset;
+    const uint32_t *reads = region->reads + offset;
+    uint now = (s.clock << WHO_BITS) | context.thread.index;
+    uint first = s.launch_start << WHO_BITS;
+    for (uint i = 0; i < size; i++) {
+        if (writes[i] >= first && !ordered(region, writes[i])) {
+            race(region, offset, size, writes[i], "written", "was written");
+        }
+        if (reads[i] >= first && !ordered(region, reads[i])) {
+            race(region, offset, size, reads[i], "written", "was read");
+        }
+        writes[i] = now;
+    }
+    memset(region->initialised + offset, 1, size);
+}
+
+void check_atomic(const MarlinRegion *region, uint64_t offset, bool reads, bool writes) {
+    const State &s = *state;
+    if (writes && (region->flags & MARLIN_WRITABLE) == 0) {
+        fault("\"%s\"[%llu] is changed, but it is an input", region->name,
+            static_cast<unsigned long long>(offset / 4));
+    }
+    uint now = (s.clock << WHO_BITS) | ATOMIC;
+    uint first = s.launch_start << WHO_BITS;
+    for (uint i = 0; i < 4; i++) {
+        uint64_t at = offset + i;
+        if (reads && region->initialised != nullptr && region->initialised[at] == 0) {
+            fault("uninitialised: \"%s\"[%llu] is changed atomically, and nothing has written it",
+                region->name, static_cast<unsigned long long>(offset / 4));
+        }
+        if (region->writes == nullptr) {
+            continue;
+        }
+        uint write = region->writes[at];
+        if (reads && (region->flags & MARLIN_OUTPUT) != 0 && write < first) {
+            fault("uninitialised: output \"%s\"[%llu] is changed atomically before this dispatch has "
+                  "written it",
+                region->name, static_cast<unsigned long long>(offset / 4));
+        }
+        if (write >= first && (write & WHO_MASK) != ATOMIC && !ordered(region, write)) {
+            race(region, offset, 4, write, "used atomically", "was written");
+        }
+        uint read = region->reads[at];
+        if (!writes) {
+            region->reads[at] = now;
+            continue;
+        }
+        if (read >= first && (read & WHO_MASK) != ATOMIC && !ordered(region, read)) {
+            race(region, offset, 4, read, "changed atomically", "was read");
+        }
+        region->writes[at] = now;
+        region->initialised[at] = 1;
+    }
+}
+
+void copy_async_start(const MarlinRegion *to, unsigned char *at, const MarlinRegion *from,
+    const unsigned char *source, uint line) {
+    State &s = *state;
+    uint64_t offset = uint64_t(at - to->base);
+    uint64_t source_offset = uint64_t(source - from->base);
+    if (offset >= to->bytes || to->bytes - offset < 16 || (uintptr_t(at) & 15) != 0) {
+        fault_access(to, at, 16, 16, true);
+    }
+    if (source_offset >= from->bytes || from->bytes - source_offset < 16
+        || (uintptr_t(source) & 15) != 0) {
+        fault_access(from, source, 16, 16, false);
+    }
+    if (from->checked) {
+        check_read(from, source_offset, 16);
+    }
+    check_write(to, offset, 16);
+    // Until it has arrived there is nothing to read.
+    memset(to->initialised + offset, 0, 16);
+    ThreadState &t = s.threads[context.thread.index];
+    if (t.pending == MAX_PENDING_COPIES) {
+        fault("copy_async in line %u: %u copies of this thread are pending already", line,
+            MAX_PENDING_COPIES);
+    }
+    PendingCopy &copy = s.copies[context.thread.index][(t.first_pending + t.pending) % MAX_PENDING_COPIES];
+    t.pending++;
+    copy.region = to;
+    copy.offset = offset;
+    copy.number = t.commits;
+    memcpy(copy.data, source, 16);
+}
+
+void copy_async_close() { state->threads[context.thread.index].commits++; }
+
+void copy_async_finish(uint pending) {
+    State &s = *state;
+    ThreadState &t = s.threads[context.thread.index];
+    while (t.pending > 0) {
+        const PendingCopy &copy = s.copies[context.thread.index][t.first_pending];
+        if (copy.number + pending >= t.commits) {
+            return;
+        }
+        check_write(copy.region, copy.offset, 16);
+        memcpy(copy.region->base + copy.offset, copy.data, 16);
+        t.first_pending = (t.first_pending + 1) % MAX_PENDING_COPIES;
+        t.pending--;
+    }
+}
+
+} // namespace marlin
