@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use marlin_kernels::signature::ElementType;
 use marlin_kernels::{ConstantValues, KERNELS, Kernel, PipelineKey, Target, source};
@@ -42,6 +43,8 @@ fn check_all<J: Sync>(
     jobs: &[J],
     text: impl Fn(&J) -> String + Sync,
 ) -> Vec<Vec<Finding>> {
+    static ONE_TEST_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_TEST_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let next = AtomicUsize::new(0);
     let worker = || {
         let mut done = Vec::new();
@@ -106,11 +109,63 @@ fn with_compatibility_header(path: &Path) -> String {
     )
 }
 
-/// `docs/kernels.md` says what a kernel may use; `dialect.metal` uses each of it once.
+fn words(text: &str) -> BTreeSet<&str> {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|w| !w.is_empty()).collect()
+}
+
+/// The names that `docs/kernels.md` gives a kernel: what stands between backticks, of a table's
+/// rows only in the first column.
+fn documented_names(document: &str) -> BTreeSet<&str> {
+    const SECTIONS: [&str; 4] =
+        ["Types", "Memory", "Synchronisation and SIMD-groups", "Mathematics"];
+    // Placeholders, endings, and what only others have.
+    const NO_NAMES: [&str; 11] = [
+        "_bf16",
+        "_f16",
+        "_f32",
+        "bfloat",
+        "condition",
+        "dp4a",
+        "dst",
+        "lane",
+        "mask",
+        "name",
+        "src",
+    ];
+    let mut out = BTreeSet::new();
+    for section in document.split("\n## ") {
+        let (title, body) = section.split_once('\n').unwrap_or_default();
+        if !SECTIONS.contains(&title) {
+            continue;
+        }
+        // Spans of code cross lines, but not into or out of a table.
+        for block in body.split("\n\n").map(str::trim_start) {
+            if block.starts_with('|') {
+                let cells = block.lines().filter_map(|row| row.split('|').nth(1));
+                out.extend(
+                    cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).flat_map(words),
+                );
+            } else {
+                out.extend(block.split('`').skip(1).step_by(2).flat_map(words));
+            }
+        }
+    }
+    out.retain(|word| word.len() > 1 && !NO_NAMES.contains(word));
+    out
+}
+
+/// `docs/kernels.md` says what a kernel may use; `dialect.metal` uses all of it.
 #[test]
 fn every_name_of_the_dialect_is_accepted() {
     let Some(clang) = Clang::find() else { return };
-    let findings = clang.check(&with_compatibility_header(&crate_file("tests/msl/dialect.metal")));
+    let path = crate_file("tests/msl/dialect.metal");
+    let (text, document) = (read(&path), read(&crate_file("../../docs/kernels.md")));
+    let used = words(&text);
+    let names = documented_names(&document);
+    assert!(names.len() > 90, "{names:?}");
+    let unused: Vec<_> = names.difference(&used).collect();
+    assert!(unused.is_empty(), "documented, but not used in {}: {unused:?}", path.display());
+    let findings = clang.check(&with_compatibility_header(&path));
     assert!(findings.is_empty(), "{}", listed(&findings));
 }
 

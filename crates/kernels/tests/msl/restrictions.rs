@@ -10,6 +10,23 @@ use crate::check::Finding;
 /// Where `compat/msl` lies for clang. Its macros may use what a kernel may not.
 const STAND_IN: &str = "compat/msl/";
 
+/// Words with a meaning of their own in Metal that clang would take for names: function qualifiers
+/// (§5.1), address spaces (§4), types and qualifiers of later versions (§2.1, §4.8), and `assert`,
+/// a macro of Apple's headers (gfx-rs/wgpu issue 5347).
+const KEYWORDS: &[&str] = &[
+    "assert",
+    "bfloat",
+    "bfloat2",
+    "bfloat3",
+    "bfloat4",
+    "coherent",
+    "fragment",
+    "object_data",
+    "ray_data",
+    "threadgroup_imageblock",
+    "vertex",
+];
+
 /// Metal Feature Set Tables, "Maximum total threadgroup memory allocation": Apple 4 and later.
 const THREADGROUP_BYTES: usize = 32 * 1024;
 
@@ -43,7 +60,10 @@ pub(crate) fn violations(nodes: &[Node<'_>]) -> Vec<Finding> {
         if let Some(message) = method_of_elsewhere(node, above) {
             refuse(message);
         }
-        if let Some(message) = between_half_and_float(node) {
+        if let Some(message) = between_kinds_of_numbers(node) {
+            refuse(message);
+        }
+        if let Some(message) = keyword(node) {
             refuse(message);
         }
         if let Some((on, message)) = misplaced_attribute(node, above) {
@@ -145,11 +165,23 @@ fn method_of_elsewhere(node: &Node<'_>, above: &[&Node<'_>]) -> Option<String> {
     })
 }
 
+fn keyword(node: &Node<'_>) -> Option<String> {
+    if !node.kind.ends_with("Decl") || node.file.starts_with(STAND_IN) {
+        return None;
+    }
+    // A structure has no type in quotes, so its name is the last word but `definition`.
+    let words = node.head().split_whitespace().filter(|w| *w != "definition");
+    let name = words.last().filter(|name| KEYWORDS.contains(name))?;
+    Some(format!("`{name}` is a word of Metal's own"))
+}
+
 /// The dialect's rule, not Metal's (§2.22 would convert): on Metal a forgotten conversion rounds
 /// silently, elsewhere it does not compile.
-fn between_half_and_float(node: &Node<'_>) -> Option<String> {
+fn between_kinds_of_numbers(node: &Node<'_>) -> Option<String> {
     let implicit = node.kind == "ImplicitCastExpr"
-        && node.text.contains("<FloatingCast>")
+        && ["<FloatingCast>", "<IntegralToFloating>", "<FloatingToIntegral>"]
+            .iter()
+            .any(|kind| node.text.contains(kind))
         && !node.text.contains("part_of_explicit_cast")
         && !node.file.starts_with(STAND_IN);
     implicit.then(|| format!("implicit conversion to `{}`", node.type_name()))

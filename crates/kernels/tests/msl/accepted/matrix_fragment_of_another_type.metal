@@ -4,5 +4,5 @@ kernel void load(
     OUT(float) y [[buffer(1)]]) {
     simdgroup_half8x8 a;
     simdgroup_load(a, x, 8);
-    y[0] = float(a.thread_elements().x);
+    y[0] = float(a.thread_elements()[0]);
 }

@@ -1,0 +1,9 @@
+static inline float twice(float x) {
+    return x + x;
+}
+
+kernel void apply(
+    INOUT(float) y [[buffer(0)]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+    y[thread_index] = twice(y[thread_index]);
+}
