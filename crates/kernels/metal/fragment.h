@@ -9,8 +9,8 @@
 // operands agree; the order here makes a lane's four columns neighbours in memory.
 
 struct WeightFragment {
-    // (row g, i = 0, 1), (row g + 8, i = 0, 1), (row g, i = 2, 3), (row g + 8, i = 2, 3).
-    half2 pair[4];
+    // (row g, i = 0, 1), (row g + 8, i = 0, 1), (row g, i = 2, 3), (row g + 8, i = 2, 3): two f16 a word.
+    uint pair[4];
 };
 
 #if defined(MARLIN_TARGET_METAL)
@@ -40,32 +40,52 @@ static inline float sum_element(THREAD(SumFragment) sums, uint e) {
 
 // The second operand has rows along k: this lane holds, of the 8 columns k of each half, the one
 // that its own row number names, for two tokens.
-#define FRAGMENT_LOAD_TOKENS(POINTER)                                                             \
-    static inline void load_tokens(                                                               \
-        POINTER x, uint stride, uint tokens, uint lane, THREAD(TokenFragment) out) {              \
-        uint row = fragment_row(lane);                                                            \
-        uint token = 2u * fragment_quad(lane);                                                    \
-        for (uint h = 0u; h < 2u; ++h) {                                                          \
-            uint k = 4u * (row / 2u) + 2u * h + row % 2u;                                         \
-            for (uint j = 0u; j < 2u; ++j) {                                                      \
-                half value = token + j < tokens ? half(load_float(x, (token + j) * stride + k))   \
-                                                : half(0.0f);                                     \
-                out->half_of_k[h].thread_elements()[j] = value;                                   \
-            }                                                                                     \
-        }                                                                                         \
+struct TokenPlace {
+    uint first;
+    uint second;
+    uint column;
+};
+
+static inline TokenPlace token_place(uint stride, uint tokens, uint lane) {
+    uint row = fragment_row(lane);
+    uint token = 2u * fragment_quad(lane);
+    TokenPlace place;
+    place.column = 4u * (row / 2u) + row % 2u;
+    place.first = min(token, tokens - 1u) * stride + place.column;
+    place.second = min(token + 1u, tokens - 1u) * stride + place.column;
+    return place;
+}
+
+// Half elements h of the pairs are 2 columns apart.
+template <typename X>
+static inline void load_tokens(X x, TokenPlace place, THREAD(TokenFragment) out) {
+    for (uint h = 0u; h < 2u; ++h) {
+        out->half_of_k[h].thread_elements()[0] = half(load_float(x, place.first + 2u * h));
+        out->half_of_k[h].thread_elements()[1] = half(load_float(x, place.second + 2u * h));
     }
-FRAGMENT_LOAD_TOKENS(DEVICE(const half))
-FRAGMENT_LOAD_TOKENS(THREADGROUP(const half))
-FRAGMENT_LOAD_TOKENS(DEVICE(const bf16))
-FRAGMENT_LOAD_TOKENS(THREADGROUP(const bf16))
+}
+
+// The same where only `columns` columns are left.
+template <typename X>
+static inline void load_tokens_before(
+    X x, TokenPlace place, uint columns, THREAD(TokenFragment) out) {
+    for (uint h = 0u; h < 2u; ++h) {
+        bool inside = place.column + 2u * h < columns;
+        out->half_of_k[h].thread_elements()[0] =
+            inside ? half(load_float(x, place.first + 2u * h)) : half(0.0f);
+        out->half_of_k[h].thread_elements()[1] =
+            inside ? half(load_float(x, place.second + 2u * h)) : half(0.0f);
+    }
+}
 
 static inline void multiply_accumulate(
     THREAD(SumFragment) sums, THREAD(const WeightFragment) weights, THREAD(TokenFragment) tokens) {
     for (uint r = 0u; r < 2u; ++r) {
         for (uint h = 0u; h < 2u; ++h) {
             simdgroup_half8x8 a;
-            a.thread_elements()[0] = weights->pair[r + 2u * h].x;
-            a.thread_elements()[1] = weights->pair[r + 2u * h].y;
+            half2 pair = as_half2(weights->pair[r + 2u * h]);
+            a.thread_elements()[0] = pair.x;
+            a.thread_elements()[1] = pair.y;
             simdgroup_multiply_accumulate(sums->rows[r], a, tokens->half_of_k[h], sums->rows[r]);
         }
     }
@@ -77,8 +97,8 @@ static inline uint fragment_row(uint lane) { return lane / 4u; }
 static inline uint fragment_quad(uint lane) { return lane % 4u; }
 
 struct TokenFragment {
-    // Token g: columns 4·t + (0, 1) and 4·t + (2, 3).
-    half2 pair[2];
+    // Token g: columns 4·t + (0, 1) and 4·t + (2, 3): two f16 a word.
+    uint pair[2];
 };
 
 struct SumFragment {
@@ -94,33 +114,53 @@ static inline void clear_sums(THREAD(SumFragment) sums) {
 
 static inline float sum_element(THREAD(const SumFragment) sums, uint e) { return sums->element[e]; }
 
-// `x` points to column 0 of the step and the tile's token 0; tokens past `tokens` count as zero. Rows of
-// x are aligned to 8 bytes.
-#define FRAGMENT_LOAD_TOKENS(POINTER, CAST)                                                       \
+// Where a lane finds its four neighbouring columns of token g, relative to a tile's first token and a step's first
+// column. Tokens past the last repeat it: their sums are never stored.
+struct TokenPlace {
+    uint first;
+    uint column;
+};
+
+static inline TokenPlace token_place(uint stride, uint tokens, uint lane) {
+    TokenPlace place;
+    place.column = 4u * fragment_quad(lane);
+    place.first = min(fragment_row(lane), tokens - 1u) * stride + place.column;
+    return place;
+}
+
+static inline void set_tokens(uint2 words, half, THREAD(TokenFragment) out) {
+    out->pair[0] = words.x;
+    out->pair[1] = words.y;
+}
+
+static inline void set_tokens(uint2 words, bf16, THREAD(TokenFragment) out) {
+    out->pair[0] = as_uint(
+        make_half2(half(as_float(words.x << 16u)), half(as_float(words.x & 0xffff0000u))));
+    out->pair[1] = as_uint(
+        make_half2(half(as_float(words.y << 16u)), half(as_float(words.y & 0xffff0000u))));
+}
+
+#define FRAGMENT_LOAD_TOKENS(POINTER, CAST, T)                                                    \
     static inline void load_tokens(                                                               \
-        POINTER(const half) x, uint stride, uint tokens, uint lane, THREAD(TokenFragment) out) {  \
-        uint g = fragment_row(lane);                                                              \
-        uint2 words = make_uint2(0u, 0u);                                                         \
-        if (g < tokens) {                                                                         \
-            words = *CAST(const uint2, x + g * stride + 4u * fragment_quad(lane));                \
-        }                                                                                         \
-        out->pair[0] = as_half2(words.x);                                                         \
-        out->pair[1] = as_half2(words.y);                                                         \
+        POINTER(const T) x, TokenPlace place, THREAD(TokenFragment) out) {                        \
+        set_tokens(*CAST(const uint2, x + place.first), T(), out);                                \
     }                                                                                             \
-    static inline void load_tokens(                                                               \
-        POINTER(const bf16) x, uint stride, uint tokens, uint lane, THREAD(TokenFragment) out) {  \
-        uint g = fragment_row(lane);                                                              \
-        uint2 words = make_uint2(0u, 0u);                                                         \
-        if (g < tokens) {                                                                         \
-            words = *CAST(const uint2, x + g * stride + 4u * fragment_quad(lane));                \
+    static inline void load_tokens_before(                                                        \
+        POINTER(const T) x, TokenPlace place, uint columns, THREAD(TokenFragment) out) {          \
+        if (place.column < columns) {                                                             \
+            load_tokens(x, place, out);                                                           \
+        } else {                                                                                  \
+            out->pair[0] = 0u;                                                                    \
+            out->pair[1] = 0u;                                                                    \
         }                                                                                         \
-        out->pair[0] = make_half2(                                                                \
-            half(as_float(words.x << 16u)), half(as_float(words.x & 0xffff0000u)));               \
-        out->pair[1] = make_half2(                                                                \
-            half(as_float(words.y << 16u)), half(as_float(words.y & 0xffff0000u)));               \
     }
-FRAGMENT_LOAD_TOKENS(DEVICE, device_cast)
-FRAGMENT_LOAD_TOKENS(THREADGROUP, threadgroup_cast)
+FRAGMENT_LOAD_TOKENS(DEVICE, device_cast, half)
+FRAGMENT_LOAD_TOKENS(DEVICE, device_cast, bf16)
+#if !defined(MARLIN_TARGET_CUDA)
+// On CUDA both are plain pointers.
+FRAGMENT_LOAD_TOKENS(THREADGROUP, threadgroup_cast, half)
+FRAGMENT_LOAD_TOKENS(THREADGROUP, threadgroup_cast, bf16)
+#endif
 
 #if defined(MARLIN_TARGET_CUDA)
 
@@ -134,9 +174,8 @@ static inline void multiply_accumulate(
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums->element[0]), "+f"(sums->element[1]), "+f"(sums->element[2]),
           "+f"(sums->element[3])
-        : "r"(as_uint(weights->pair[0])), "r"(as_uint(weights->pair[1])),
-          "r"(as_uint(weights->pair[2])), "r"(as_uint(weights->pair[3])),
-          "r"(as_uint(tokens->pair[0])), "r"(as_uint(tokens->pair[1])));
+        : "r"(weights->pair[0]), "r"(weights->pair[1]), "r"(weights->pair[2]),
+          "r"(weights->pair[3]), "r"(tokens->pair[0]), "r"(tokens->pair[1]));
 }
 
 #else
@@ -153,8 +192,7 @@ static inline void multiply_accumulate(
             marlin::SimdOp::Shuffle,
             marlin::pack(i < 4u ? weights->pair[i] : tokens->pair[i - 4u]), __LINE__);
         for (uint other = 0u; other < 32u; ++other) {
-            half2 value;
-            marlin::unpack(shown[other], value);
+            half2 value = as_half2(shown[other].as_u32);
             if (i < 4u) {
                 a[i][other] = value;
             } else {

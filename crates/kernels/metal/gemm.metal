@@ -53,54 +53,64 @@ SPECIALISE(uint, ACTIVATION, 13);
 SPECIALISE(bool, HAS_BIAS, 14);
 // Parts that k is split into between threadgroups; sums go to `partial` where there are more than 1.
 SPECIALISE(uint, SPLITS, 15);
+// Work comes in units of 128 columns instead of 64: half as many scales to apply where a group has that many.
+SPECIALISE(bool, WIDE, 16);
 
 #include "weights.h"
 #include "fragment.h"
 
-// Everything of one block that comes from memory, for one lane.
+// Blocks of a unit: what a SIMD-group multiplies between two scalings.
+static inline uint unit_blocks() { return WIDE ? 2u : 1u; }
+
+// Groups that a unit has scales for.
+static inline uint groups_in_unit() { return GROUP == 16u ? 4u : GROUP == 32u ? 2u : 1u; }
+
+// Everything of one unit that comes from memory, for one lane.
 struct Fetched {
-    Slot slot[2];
+    Slot slot[2][2];
     StoredScale scale[2][4];
 };
 
-// Groups that a block of 64 columns has scales for.
-static inline uint groups_in_block() { return GROUP == 16u ? 4u : GROUP == 32u ? 2u : 1u; }
-
-struct Weights {
+// Where one lane reads a row block's weights.
+struct Stream {
     DEVICE(const uint) codes;
+    uint row_block;
+};
+
+struct Scales {
     DEVICE(const uchar) scales;
     DEVICE(const uchar) mins;
     DEVICE(const half) supers;
 };
 
-// The row block that a SIMD-group's r-th one is: neighbours, or gate and up.
-static inline uint row_block_at(uint first, uint r, uint rows) {
-    return GATED ? first + r * ((rows + 15u) / 16u) : first + r;
-}
-
+// Reads the unit whose codes are `ahead` blocks past the stream's place, and which is unit `unit` of its row block.
 static inline void fetch(
-    Weights weights, THREAD(const GemmArgs) args, uint first_row_block, uint last_row_block,
-    uint block, uint lane, THREAD(Fetched) out) {
+    THREAD(const Stream) streams, uint ahead, Scales weights, THREAD(const GemmArgs) args,
+    uint unit, uint lane, THREAD(Fetched) out) {
     uint g = fragment_row(lane);
     uint slot = g * 4u + fragment_quad(lane);
+    uint words = 32u * code_bits();
     uint supers_per_row = (args->blocks + 3u) / 4u;
+    uint column = unit * unit_blocks() * 64u;
     UNROLL
     for (uint r = 0u; r < 2u; ++r) {
         if (r < ROW_BLOCKS) {
-            // A SIMD-group past the last rows repeats them and stores nothing.
-            uint row_block = min(row_block_at(first_row_block, r, args->rows), last_row_block);
-            load_slot(
-                weights.codes, (row_block * args->blocks + block) * (32u * code_bits()), slot,
-                &out->slot[r]);
             UNROLL
-            for (uint i = 0u; i < 4u; ++i) {
-                if (i < groups_in_block()) {
-                    uint column = block * 64u;
-                    uint group = GROUP == 0u ? 0u : column / GROUP + i;
-                    load_scale(
-                        weights.scales, weights.mins, weights.supers,
-                        (row_block * args->groups + group) * 8u + g,
-                        super_place(row_block, supers_per_row, column, g), &out->scale[r][i]);
+            for (uint b = 0u; b < 2u; ++b) {
+                if (b < unit_blocks()) {
+                    load_slot(streams[r].codes + (ahead + b) * words, slot, &out->slot[r][b]);
+                }
+            }
+            if (SCALE != SCALE_NONE) {
+                uint row_block = streams[r].row_block;
+                uint group = row_block * args->groups + (GROUP == 0u ? 0u : column / GROUP);
+                UNROLL
+                for (uint i = 0u; i < 4u; ++i) {
+                    if (i < groups_in_unit()) {
+                        load_scale(
+                            weights.scales, weights.mins, weights.supers, (group + i) * 8u + g,
+                            super_place(row_block, supers_per_row, column, g), &out->scale[r][i]);
+                    }
                 }
             }
         }
@@ -156,77 +166,88 @@ static inline void apply_scales(
     }
 }
 
-// Multiplies one block. X is a pointer to x at the block's first column and the tile's first token.
-template <typename X>
-static inline void multiply_block(
-    THREAD(const Fetched) fetched, X x, uint stride, uint tokens, uint columns, uint lane,
+// Multiplies one unit. X is a pointer to x at the unit's first column and the tile's first token; where CHECKED, only
+// `columns` columns are left there.
+template <bool CHECKED, typename X>
+static inline void multiply_unit(
+    THREAD(const Fetched) fetched, X x, uint stride, TokenPlace place, uint columns,
     THREAD(Totals) totals) {
     Sums products;
     SumFragment x_sums[8];
     WeightFragment ones;
-    half one = half(1.0f);
     UNROLL
     for (uint i = 0u; i < 4u; ++i) {
-        ones.pair[i] = make_half2(one, one);
+        ones.pair[i] = 0x3c003c00u;
     }
     UNROLL
-    for (uint s = 0u; s < 4u; ++s) {
-        bool begins = s == 0u || GROUP == 16u || (GROUP == 32u && s == 2u);
-        bool ends = s == 3u || GROUP == 16u || (GROUP == 32u && s == 1u);
-        if (begins) {
-            clear_all(&products);
-            UNROLL
-            for (uint n = 0u; n < 8u; ++n) {
-                if (MIN != MIN_NONE && n < TILES) {
-                    clear_sums(&x_sums[n]);
-                }
-            }
-        }
-        WeightFragment weights[2];
-        UNROLL
-        for (uint r = 0u; r < 2u; ++r) {
-            if (r < ROW_BLOCKS) {
+    for (uint step = 0u; step < 8u; ++step) {
+        if (step < 4u * unit_blocks()) {
+            bool begins = step == 0u || GROUP == 16u || (GROUP == 32u && step == 2u);
+            bool ends = step == 4u * unit_blocks() - 1u || GROUP == 16u || (GROUP == 32u && step == 1u);
+            if (begins) {
+                clear_all(&products);
                 UNROLL
-                for (uint i = 0u; i < 4u; ++i) {
-                    weights[r].pair[i] = slot_pair(&fetched->slot[r], i % 2u, 2u * s + i / 2u);
-                }
-            }
-        }
-        // Columns come in fours of a lane, and their number is a multiple of four.
-        bool inside = s * 16u + 4u * fragment_quad(lane) < columns;
-        UNROLL
-        for (uint n = 0u; n < 8u; ++n) {
-            if (n < TILES) {
-                TokenFragment fragment;
-                uint here = tokens > n * 8u ? tokens - n * 8u : 0u;
-                load_tokens(x + n * 8u * stride + s * 16u, stride, STAGED ? 8u : inside ? here : 0u, lane, &fragment);
-                UNROLL
-                for (uint r = 0u; r < 2u; ++r) {
-                    if (r < ROW_BLOCKS) {
-                        multiply_accumulate(&products.tile[r][n], &weights[r], &fragment);
+                for (uint n = 0u; n < 8u; ++n) {
+                    if (MIN != MIN_NONE && n < TILES) {
+                        clear_sums(&x_sums[n]);
                     }
                 }
-                if (MIN != MIN_NONE) {
-                    multiply_accumulate(&x_sums[n], &ones, &fragment);
+            }
+            WeightFragment weights[2];
+            UNROLL
+            for (uint r = 0u; r < 2u; ++r) {
+                if (r < ROW_BLOCKS) {
+                    UNROLL
+                    for (uint i = 0u; i < 4u; ++i) {
+                        weights[r].pair[i] = slot_pair(
+                            &fetched->slot[r][step / 4u], i % 2u, 2u * (step % 4u) + i / 2u);
+                    }
                 }
             }
-        }
-        if (ends) {
-            apply_scales(totals, &products, x_sums, fetched, GROUP == 16u ? s : GROUP == 32u ? s / 2u : 0u);
+            UNROLL
+            for (uint n = 0u; n < 8u; ++n) {
+                if (n < TILES) {
+                    TokenFragment tokens;
+                    X here = x + n * 8u * stride + step * 16u;
+                    if (CHECKED) {
+                        uint left = columns > step * 16u ? columns - step * 16u : 0u;
+                        load_tokens_before(here, place, left, &tokens);
+                    } else {
+                        load_tokens(here, place, &tokens);
+                    }
+                    UNROLL
+                    for (uint r = 0u; r < 2u; ++r) {
+                        if (r < ROW_BLOCKS) {
+                            multiply_accumulate(&products.tile[r][n], &weights[r], &tokens);
+                        }
+                    }
+                    if (MIN != MIN_NONE) {
+                        multiply_accumulate(&x_sums[n], &ones, &tokens);
+                    }
+                }
+            }
+            if (ends) {
+                apply_scales(
+                    totals, &products, x_sums, fetched,
+                    GROUP == 16u ? step : GROUP == 32u ? step / 2u : 0u);
+            }
         }
     }
 }
 
-// Elements of a staged row of x: the blocks of one round, and padding that puts rows 32 bytes apart in
-// the banks, so that a load of 8 bytes a lane meets no bank twice.
-static inline uint staged_stride() { return K_GROUPS * 64u + 16u; }
+// Columns of a round: every SIMD-group along k takes a unit.
+static inline uint round_columns() { return K_GROUPS * unit_blocks() * 64u; }
 
-// Copies one round of x, tokens × (K_GROUPS · 64) columns from `column`, in pieces of 16 bytes; what lies outside x
+// Elements of a staged row of x: the columns of one round, and padding that puts rows 32 bytes apart in
+// the banks, so that a load of 8 bytes a lane meets no bank twice.
+static inline uint staged_stride() { return round_columns() + 16u; }
+
+// Copies one round of x, tokens × round_columns() from `column`, in pieces of 16 bytes; what lies outside x
 // is zero.
 static inline void stage(
     DEVICE(const T) x, THREAD(const GemmArgs) args, uint first_token, uint column,
     THREADGROUP(T) staged, uint thread_index, uint threads) {
-    uint pieces = K_GROUPS * 8u;
+    uint pieces = round_columns() / 8u;
     for (uint i = thread_index; i < TILES * 8u * pieces; i += threads) {
         uint token = i / pieces;
         uint k = column + i % pieces * 8u;
@@ -251,8 +272,8 @@ static inline float gate_activation(float x) {
 static inline void finish(
     DEVICE(T) y, DEVICE(const float) bias, THREAD(const GemmArgs) args, uint token, uint row, float first,
     float second) {
-    first = first * args->factor;
-    second = second * args->factor;
+    first = first * args->factor * code_factor();
+    second = second * args->factor * code_factor();
     if (HAS_BIAS) {
         first = first + bias[row];
         if (GATED) {
@@ -292,26 +313,41 @@ kernel void gemm(
     uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simd_group [[simdgroup_index_in_threadgroup]]) {
+    allow_next();
     GemmArgs sizes = args;
-    Weights weights;
-    weights.codes = codes;
-    weights.scales = scales;
-    weights.mins = mins;
-    weights.supers = supers;
+    Scales scaling;
+    scaling.scales = scales;
+    scaling.mins = mins;
+    scaling.supers = supers;
     uint k_group = simd_group % K_GROUPS;
     uint row_group = simd_group / K_GROUPS;
     uint row_blocks = (sizes.rows + 15u) / 16u;
-    uint step = GATED ? 1u : ROW_BLOCKS;
-    uint first_row_block = (group.x * ROW_GROUPS + row_group) * step;
-    uint last_row_block = (GATED ? 2u * row_blocks : row_blocks) - 1u;
+    uint first_row_block = (group.x * ROW_GROUPS + row_group) * (GATED ? 1u : ROW_BLOCKS);
     uint first_token = group.y * TILES * 8u;
     uint tokens = sizes.tokens - first_token;
 
-    // This threadgroup's rounds of K_GROUPS blocks each.
-    uint all_rounds = (sizes.blocks + K_GROUPS - 1u) / K_GROUPS;
+    // This threadgroup's rounds; the last one may have fewer units than SIMD-groups along k.
+    uint units = (sizes.blocks + unit_blocks() - 1u) / unit_blocks();
+    uint all_rounds = (units + K_GROUPS - 1u) / K_GROUPS;
     uint rounds_each = (all_rounds + SPLITS - 1u) / SPLITS;
-    uint round = group.z * rounds_each;
-    uint end = min(round + rounds_each, all_rounds);
+    uint first_round = group.z * rounds_each;
+    uint end_round = min(first_round + rounds_each, all_rounds);
+    uint rounds = end_round > first_round ? end_round - first_round : 0u;
+    uint unit = first_round * K_GROUPS + k_group;
+    // Of which this SIMD-group has a unit in so many.
+    uint count = rounds - (rounds > 0u && unit + (rounds - 1u) * K_GROUPS >= units ? 1u : 0u);
+
+    Stream streams[2];
+    UNROLL
+    for (uint r = 0u; r < 2u; ++r) {
+        // Gate and up, or neighbours; a SIMD-group past the last rows repeats them and stores nothing.
+        uint row_block = GATED ? min(first_row_block, row_blocks - 1u) + r * row_blocks
+                               : min(first_row_block + r, row_blocks - 1u);
+        streams[r].row_block = row_block;
+        streams[r].codes =
+            codes + (row_block * sizes.blocks + unit * unit_blocks()) * (32u * code_bits());
+    }
+    uint round_blocks = K_GROUPS * unit_blocks();
 
     Totals totals;
     UNROLL
@@ -328,65 +364,95 @@ kernel void gemm(
     Fetched fetched[4];
     UNROLL
     for (uint d = 0u; d < 4u; ++d) {
-        uint block = (round + d) * K_GROUPS + k_group;
-        if (d < DEPTH && round + d < end && block < sizes.blocks) {
-            fetch(weights, &sizes, first_row_block, last_row_block, block, lane, &fetched[d]);
+        if (d < DEPTH && d < count) {
+            fetch(streams, d * round_blocks, scaling, &sizes, unit + d * K_GROUPS, lane, &fetched[d]);
         }
     }
-    THREADGROUP(T) staged = threadgroup_cast(T, scratch);
-    uint stage_size = TILES * 8u * staged_stride();
+    // Weights are nobody's output, so they are on their way before the dispatch that makes x is done.
+    wait_for_previous();
     if (STAGED) {
-        if (round < end) {
-            stage(x, &sizes, first_token, round * K_GROUPS * 64u, staged, thread_index, threads.x);
+        THREADGROUP(T) staged = threadgroup_cast(T, scratch);
+        uint stage_size = TILES * 8u * staged_stride();
+        TokenPlace place = token_place(staged_stride(), 8u, lane);
+        uint column = first_round * round_columns();
+        if (rounds > 0u) {
+            stage(x, &sizes, first_token, column, staged, thread_index, threads.x);
         }
         copy_async_commit();
-    }
-    uint parity = 0u;
-    for (; round < end; round += DEPTH) {
-        UNROLL
-        for (uint d = 0u; d < 4u; ++d) {
-            if (d < DEPTH && round + d < end) {
-                uint block = (round + d) * K_GROUPS + k_group;
-                if (STAGED) {
+        for (uint i = 0u; i < rounds; i += DEPTH) {
+            UNROLL
+            for (uint d = 0u; d < 4u; ++d) {
+                if (d < DEPTH && i + d < rounds) {
                     // The round's x has arrived, and everybody is done with the one before, whose place
                     // the next one takes.
                     copy_async_wait<0>();
                     barrier_threadgroup();
-                    if (round + d + 1u < end) {
+                    uint parity = (i + d) % 2u;
+                    if (i + d + 1u < rounds) {
                         stage(
-                            x, &sizes, first_token, (round + d + 1u) * K_GROUPS * 64u,
+                            x, &sizes, first_token, column + (i + d + 1u) * round_columns(),
                             staged + (1u - parity) * stage_size, thread_index, threads.x);
                     }
                     copy_async_commit();
-                }
-                if (block < sizes.blocks) {
-                    if (STAGED) {
-                        multiply_block<THREADGROUP(const T)>(
-                            &fetched[d], staged + parity * stage_size + k_group * 64u,
-                            staged_stride(), tokens, 64u, lane, &totals);
-                    } else {
-                        multiply_block<DEVICE(const T)>(
-                            &fetched[d], x + first_token * sizes.x_stride + block * 64u,
-                            sizes.x_stride, tokens, sizes.columns - block * 64u, lane, &totals);
-                    }
-                    uint next = block + DEPTH * K_GROUPS;
-                    if (round + d + DEPTH < end && next < sizes.blocks) {
-                        fetch(
-                            weights, &sizes, first_row_block, last_row_block, next, lane,
-                            &fetched[d]);
+                    if (i + d < count) {
+                        multiply_unit<false, THREADGROUP(const T)>(
+                            &fetched[d], staged + parity * stage_size + k_group * unit_blocks() * 64u,
+                            staged_stride(), place, 0u, &totals);
+                        if (i + d + DEPTH < count) {
+                            fetch(
+                                streams, (d + DEPTH) * round_blocks, scaling, &sizes,
+                                unit + (i + d + DEPTH) * K_GROUPS, lane, &fetched[d]);
+                        }
                     }
                 }
-                parity = 1u - parity;
             }
+            streams[0].codes = streams[0].codes + DEPTH * round_blocks * (32u * code_bits());
+            streams[1].codes = streams[1].codes + DEPTH * round_blocks * (32u * code_bits());
+        }
+        barrier_threadgroup();
+    } else {
+        TokenPlace place = token_place(sizes.x_stride, tokens, lane);
+        DEVICE(const T) here = x + first_token * sizes.x_stride + unit * unit_blocks() * 64u;
+        uint i = 0u;
+        // Rounds after which as many again are to come need no bounds.
+        for (; i + 2u * DEPTH <= count; i += DEPTH) {
+            UNROLL
+            for (uint d = 0u; d < 4u; ++d) {
+                if (d < DEPTH) {
+                    multiply_unit<false, DEVICE(const T)>(
+                        &fetched[d], here + d * round_columns(), sizes.x_stride, place, 0u, &totals);
+                    fetch(
+                        streams, (d + DEPTH) * round_blocks, scaling, &sizes,
+                        unit + (i + d + DEPTH) * K_GROUPS, lane, &fetched[d]);
+                }
+            }
+            streams[0].codes = streams[0].codes + DEPTH * round_blocks * (32u * code_bits());
+            streams[1].codes = streams[1].codes + DEPTH * round_blocks * (32u * code_bits());
+            here = here + DEPTH * round_columns();
+        }
+        for (; i < count; i += DEPTH) {
+            UNROLL
+            for (uint d = 0u; d < 4u; ++d) {
+                if (d < DEPTH && i + d < count) {
+                    uint columns = sizes.columns - (unit + (i + d) * K_GROUPS) * unit_blocks() * 64u;
+                    multiply_unit<true, DEVICE(const T)>(
+                        &fetched[d], here + d * round_columns(), sizes.x_stride, place, columns,
+                        &totals);
+                    if (i + d + DEPTH < count) {
+                        fetch(
+                            streams, (d + DEPTH) * round_blocks, scaling, &sizes,
+                            unit + (i + d + DEPTH) * K_GROUPS, lane, &fetched[d]);
+                    }
+                }
+            }
+            streams[0].codes = streams[0].codes + DEPTH * round_blocks * (32u * code_bits());
+            streams[1].codes = streams[1].codes + DEPTH * round_blocks * (32u * code_bits());
+            here = here + DEPTH * round_columns();
         }
     }
-
     // The SIMD-groups along k add up through threadgroup memory: [k group][token][row].
     uint group_rows = ROW_GROUPS * ROW_BLOCKS * 16u;
     uint group_size = group_rows * TILES * 8u;
-    if (STAGED) {
-        barrier_threadgroup();
-    }
     UNROLL
     for (uint r = 0u; r < 2u; ++r) {
         UNROLL

@@ -72,7 +72,7 @@ static inline void multiply_row_block(
     uint supers_per_row = (args->blocks + 3u) / 4u;
     for (uint block = first; block < args->blocks; block += step) {
         Slot held;
-        load_slot(codes, (row_block * args->blocks + block) * words, slot, &held);
+        load_slot(codes + (row_block * args->blocks + block) * words, slot, &held);
         GemvSums products;
         float x_sums[8];
         UNROLL

@@ -50,17 +50,17 @@ struct Slot {
     uint word[32];
 };
 
-// Reads slot `slot` (0…31) of the block that starts at 32-bit word `block` of `codes`. Each weight is read once, so
-// the loads pass the first-level cache by.
-static inline void load_slot(DEVICE(const uint) codes, uint block, uint slot, THREAD(Slot) out) {
+// Reads slot `slot` (0…31) of the block at `block`. Each weight is read once, so the loads pass the
+// first-level cache by.
+static inline void load_slot(DEVICE(const uint) block, uint slot, THREAD(Slot) out) {
     uint bits = code_bits();
     if (bits >= 4u) {
         // The 4-, 8-, 16- or 32-bit plane: bits / 4 chunks of four words.
+        DEVICE(const uint) mine = block + slot * 4u;
         UNROLL
         for (uint chunk = 0u; chunk < 8u; ++chunk) {
             if (chunk < bits / 4u) {
-                uint4 words = load_streaming(
-                    device_cast(const uint4, codes + block + (chunk * 32u + slot) * 4u));
+                uint4 words = load_streaming(device_cast(const uint4, mine + chunk * 128u));
                 out->word[4u * chunk] = words.x;
                 out->word[4u * chunk + 1u] = words.y;
                 out->word[4u * chunk + 2u] = words.z;
@@ -68,54 +68,118 @@ static inline void load_slot(DEVICE(const uint) codes, uint block, uint slot, TH
             }
         }
     } else {
-        uint2 words = load_streaming(device_cast(const uint2, codes + block + slot * 2u));
+        uint2 words = load_streaming(device_cast(const uint2, block + slot * 2u));
         out->word[0] = words.x;
         out->word[1] = words.y;
     }
     // The plane of high bits.
     if (CODE == CODE_U3) {
-        out->word[2] = load_streaming(codes + block + 64u + slot);
+        out->word[2] = load_streaming(block + 64u + slot);
     }
     if (CODE == CODE_U5) {
-        out->word[4] = load_streaming(codes + block + 128u + slot);
+        out->word[4] = load_streaming(block + 128u + slot);
     }
     if (CODE == CODE_U6) {
-        uint2 words = load_streaming(device_cast(const uint2, codes + block + 128u + slot * 2u));
+        uint2 words = load_streaming(device_cast(const uint2, block + 128u + slot * 2u));
         out->word[4] = words.x;
         out->word[5] = words.y;
     }
 }
 
-// Two integer codes, one in each half of a word, as f16 without the offset: 0x6400 is 1024, whose
-// ulp is 1, so OR-ing a code into its mantissa adds the code (Kim et al. 2022, "Who Says Elephants Can't Run").
-static inline half2 integer_pair(uint codes) {
-    half bias = half(float(1024 + int(OFFSET)));
-    return as_half2(codes | 0x64006400u) - make_half2(bias, bias);
+// (a & mask) | set, which CUDA's compiler does not always make one instruction.
+static inline uint and_or(uint a, uint mask, uint set) {
+#if defined(MARLIN_TARGET_CUDA)
+    uint out;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(a), "r"(mask), "r"(set));
+    return out;
+#else
+    return (a & mask) | set;
+#endif
 }
 
-// Pair p (0…7) of row g + 8·h (h = 0, 1) as f16.
+// What the numbers of slot_pair still have to be multiplied with. The bits of E2M1 and E4M3, moved to their places in
+// f16, are the number times 2^-14 or 2^-8, subnormal or not. NVIDIA's matrix units take f16 subnormals as they
+// are, so there the factor waits for the f32 sums.
+static inline float code_factor() {
+#if defined(MARLIN_TARGET_CUDA)
+    return CODE == CODE_FP4 ? 16384.0f : CODE == CODE_FP8 ? 256.0f : 1.0f;
+#else
+    return 1.0f;
+#endif
+}
+
+// Pairs of f16 are words here: CUDA's compiler takes a pair apart and puts it together again where
+// it goes through a structure of two.
+static inline uint pair_add(uint a, uint b) {
+#if defined(MARLIN_TARGET_CUDA)
+    uint out;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+    return out;
+#else
+    return as_uint(as_half2(a) + as_half2(b));
+#endif
+}
+
+static inline uint pair_fma(uint a, uint b, uint c) {
+#if defined(MARLIN_TARGET_CUDA)
+    uint out;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+    return out;
+#else
+    return as_uint(half2_fma(as_half2(a), as_half2(b), as_half2(c)));
+#endif
+}
+
+static inline uint small_float_pair(uint bits, float factor) {
+#if defined(MARLIN_TARGET_CUDA)
+    return bits;
+#else
+    return as_uint(as_half2(bits) * make_half2(half(factor), half(factor)));
+#endif
+}
+
+// Two integer codes, one in each half of a word, as f16 without the offset: 0x6400 is 1024, whose
+// ulp is 1, so OR-ing a code into its mantissa adds the code (Kim et al. 2022, "Who Says Elephants Can't Run").
+static inline uint integer_pair(uint codes) {
+    // -1024 - OFFSET, twice.
+    uint bias = (0xe400u + uint(OFFSET)) * 0x00010001u;
+    return pair_add(codes | 0x64006400u, bias);
+}
+
+// Pair q (0…3) of a word of 4-bit codes. Odd pairs stay where they are, four bits up, and a fused multiply-add
+// takes the place of the addition: one shift serves two pairs.
+static inline uint nibble_pair(uint word, uint q) {
+    uint shifted = q < 2u ? word : word >> 8u;
+    if (q % 2u == 0u) {
+        uint bias = (0xe400u + uint(OFFSET)) * 0x00010001u;
+        return pair_add(and_or(shifted, 0x000f000fu, 0x64006400u), bias);
+    }
+    // 1/16, and -64 - OFFSET, whose ulp is 1/16.
+    uint bias = (0xd400u + 16u * uint(OFFSET)) * 0x00010001u;
+    return pair_fma(and_or(shifted, 0x00f000f0u, 0x64006400u), 0x2c002c00u, bias);
+}
+
+// Pair p (0…7) of row g + 8·h (h = 0, 1) as two f16 in a word, to be multiplied with code_factor().
 //
 // h and p are constants wherever this is called (unrolled loops), so that shifts and words are too.
-static inline half2 slot_pair(THREAD(const Slot) slot, uint h, uint p) {
+static inline uint slot_pair(THREAD(const Slot) slot, uint h, uint p) {
     if (CODE == CODE_U4) {
-        return integer_pair((slot->word[2u * h + p / 4u] >> (4u * (p % 4u))) & 0x000f000fu);
+        return nibble_pair(slot->word[2u * h + p / 4u], p % 4u);
     }
     if (CODE == CODE_FP4) {
-        // Sign to bit 15, exponent and mantissa to bits 9…11: that is the number times 2^-14, subnormal
-        // or not, and the multiplication is exact (OCP Microscaling 1.0, §5.3.3).
-        uint code = slot->word[2u * h + p / 4u] >> (4u * (p % 4u));
-        uint bits = ((code << 12u) & 0x80008000u) | ((code << 9u) & 0x0e000e00u);
-        return as_half2(bits) * make_half2(half(16384.0f), half(16384.0f));
+        // Sign to bit 15, exponent and mantissa to bits 9…11 (OCP Microscaling 1.0, §5.3.3).
+        uint code = slot->word[2u * h + p / 4u] << (12u - 4u * (p % 4u));
+        return small_float_pair(
+            and_or(code, 0x80008000u, (code >> 3u) & 0x0e000e00u), 16384.0f);
     }
     if (CODE == CODE_U8) {
         return integer_pair((slot->word[4u * h + p / 2u] >> (8u * (p % 2u))) & 0x00ff00ffu);
     }
     if (CODE == CODE_FP8) {
-        // E4M3 likewise: its exponent and mantissa to bits 7…13 give the number times 2^-8. There
-        // are no infinities; 0x7f (NaN) becomes 480 · its scale.
-        uint code = slot->word[4u * h + p / 2u] >> (8u * (p % 2u));
-        uint bits = ((code << 8u) & 0x80008000u) | ((code << 7u) & 0x3f803f80u);
-        return as_half2(bits) * make_half2(half(256.0f), half(256.0f));
+        // Sign to bit 15, exponent and mantissa to bits 7…13. There are no infinities; 0x7f (NaN)
+        // becomes 480 times its scale.
+        uint code = slot->word[4u * h + p / 2u] << (8u - 8u * (p % 2u));
+        return small_float_pair(and_or(code, 0x80008000u, (code >> 1u) & 0x3f803f80u), 256.0f);
     }
     if (CODE == CODE_U2) {
         return integer_pair((slot->word[h] >> (2u * p)) & 0x00030003u);
@@ -136,15 +200,15 @@ static inline half2 slot_pair(THREAD(const Slot) slot, uint h, uint p) {
         return integer_pair(low | (high << 4u));
     }
     if (CODE == CODE_F16) {
-        return as_half2(slot->word[8u * h + p]);
+        return slot->word[8u * h + p];
     }
     if (CODE == CODE_BF16) {
         uint pair = slot->word[8u * h + p];
-        return make_half2(half(as_float(pair << 16u)), half(as_float(pair & 0xffff0000u)));
+        return as_uint(make_half2(half(as_float(pair << 16u)), half(as_float(pair & 0xffff0000u))));
     }
-    return make_half2(
+    return as_uint(make_half2(
         half(as_float(slot->word[(16u * h + 2u * p) % 32u])),
-        half(as_float(slot->word[(16u * h + 2u * p + 1u) % 32u])));
+        half(as_float(slot->word[(16u * h + 2u * p + 1u) % 32u]))));
 }
 
 // The same pair as f32, for kernels that multiply in f32: floats keep all their bits.
@@ -158,8 +222,9 @@ static inline float2 slot_pair_float(THREAD(const Slot) slot, uint h, uint p) {
             as_float(slot->word[(16u * h + 2u * p) % 32u]),
             as_float(slot->word[(16u * h + 2u * p + 1u) % 32u]));
     }
-    half2 pair = slot_pair(slot, h, p);
-    return make_float2(float(pair.x), float(pair.y));
+    float2 pair = float2_from_half2(as_half2(slot_pair(slot, h, p)));
+    float factor = code_factor();
+    return make_float2(pair.x * factor, pair.y * factor);
 }
 
 // The number that the E4M3 byte `code` stands for.

@@ -6,7 +6,7 @@ use std::hash::{Hash, Hasher};
 use crate::signature::{ElementType, ParameterAccess, Position, ScalarType, TypeName};
 
 /// The most specialisation constants that a kernel file can declare.
-pub const MAX_CONSTANTS: usize = 16;
+pub const MAX_CONSTANTS: usize = 24;
 
 /// A kernel as its source declares it.
 #[derive(Debug)]

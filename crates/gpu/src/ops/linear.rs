@@ -146,6 +146,9 @@ pub struct GemmShape {
     pub staged: bool,
     /// Parts of k between threadgroups.
     pub splits: u32,
+    /// Units of 128 columns instead of 64; needs an even number of blocks, and groups of a multiple of
+    /// 128 columns or of the whole row.
+    pub wide: bool,
 }
 
 impl GemmShape {
@@ -192,13 +195,14 @@ impl GemmShape {
             k_groups /= 2;
         }
         let depth = if tiles >= 4 { 2 } else { 4 };
-        Self { tiles, row_blocks, row_groups, k_groups, depth, staged, splits: 1 }
+        Self { tiles, row_blocks, row_groups, k_groups, depth, staged, splits: 1, wide: false }
     }
 
     /// Bytes of threadgroup memory.
     pub fn threadgroup_bytes(&self) -> u32 {
         let sums = self.k_groups * self.row_groups * self.row_blocks * 16 * self.tiles * 8 * 4;
-        let stages = 2 * self.tiles * 8 * (self.k_groups * 64 + 16) * 2;
+        let columns = self.k_groups * if self.wide { 128 } else { 64 };
+        let stages = 2 * self.tiles * 8 * (columns + 16) * 2;
         sums.max(if self.staged { stages } else { 0 })
     }
 }
@@ -351,7 +355,7 @@ pub fn gemm<T: Element>(
     let layout = weights.layout();
     let refuse =
         |reason: String| Err(GpuError::Launch { kernel: "gemm".to_owned(), reason });
-    let GemmShape { tiles, row_blocks, row_groups, k_groups, depth, staged, splits } = shape;
+    let GemmShape { tiles, row_blocks, row_groups, k_groups, depth, staged, splits, wide } = shape;
     let gated = epilogue.gated.is_some();
     if !matches!(tiles, 1 | 2 | 4 | 8)
         || !matches!(depth, 1 | 2 | 4)
@@ -359,6 +363,7 @@ pub fn gemm<T: Element>(
         || row_groups * k_groups == 0
         || row_groups * k_groups > 32
         || splits == 0
+        || wide && (layout.blocks() % 2 != 0 || weights.group_constant() % 128 != 0)
     {
         return refuse(format!("{shape:?}, which the kernel does not have"));
     }
@@ -392,6 +397,7 @@ pub fn gemm<T: Element>(
         activation: activation(&epilogue),
         has_bias: epilogue.bias.is_some(),
         splits,
+        wide,
     };
     let args = GemmArgs {
         rows: s.rows,
