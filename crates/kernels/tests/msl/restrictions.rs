@@ -170,8 +170,8 @@ fn keyword(node: &Node<'_>) -> Option<String> {
         return None;
     }
     // A structure has no type in quotes, so its name is the last word but `definition`.
-    let words = node.head().split_whitespace().filter(|w| *w != "definition");
-    let name = words.last().filter(|name| KEYWORDS.contains(name))?;
+    let mut words = node.head().split_whitespace().rev().filter(|w| *w != "definition");
+    let name = words.next().filter(|name| KEYWORDS.contains(name))?;
     Some(format!("`{name}` is a word of Metal's own"))
 }
 

@@ -1,4 +1,4 @@
-// refused: read-only
+// refused by clang: read-only
 
 struct FillArgs {
     float value;

@@ -1,4 +1,4 @@
-// refused: array size is not a constant expression
+// refused by clang: array size is not a constant expression
 
 SPECIALISE(uint, WIDTH, 0);
 

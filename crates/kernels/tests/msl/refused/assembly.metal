@@ -1,4 +1,4 @@
-// refused: assembly is not in Metal
+// refused by the search: assembly is not in Metal
 
 kernel void fill(
     OUT(float) y [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: no matching function
+// refused by clang: no matching function
 
 kernel void count(
     INOUT(uint) counts [[buffer(0)]],

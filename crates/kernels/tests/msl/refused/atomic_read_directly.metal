@@ -1,4 +1,4 @@
-// refused: no viable conversion
+// refused by clang: no viable conversion
 
 kernel void count(
     INOUT(atomic_uint) counts [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: [[buffer]] on `threadgroup float *`
+// refused by the search: [[buffer]] on `threadgroup float *`
 
 kernel void copy(
     THREADGROUP(float) x [[buffer(0)]],

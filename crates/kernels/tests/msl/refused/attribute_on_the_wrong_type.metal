@@ -1,4 +1,4 @@
-// refused: [[thread_index_in_threadgroup]] on `float`, expected one of uint, ushort
+// refused by the search: [[thread_index_in_threadgroup]] on `float`, expected one of uint, ushort
 
 kernel void copy(
     IN(float) x [[buffer(0)]],

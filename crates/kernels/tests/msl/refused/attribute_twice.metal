@@ -1,4 +1,4 @@
-// refused: [[buffer(0)]] twice
+// refused by the search: [[buffer(0)]] twice
 
 kernel void copy(
     IN(float) x [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: differ in type
+// refused by the search: differ in type
 
 kernel void fill(
     OUT(uint) y [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: differ in components
+// refused by the search: differ in components
 
 kernel void fill(
     OUT(float) y [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: undeclared identifier 'bfloat'
+// refused by clang: undeclared identifier 'bfloat'
 
 kernel void widen(
     IN(bf16) x [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: no matching function for call to 'as_type'
+// refused by clang: no matching function for call to 'as_type'
 
 kernel void bits(
     IN(half) x [[buffer(0)]],

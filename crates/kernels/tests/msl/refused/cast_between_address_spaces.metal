@@ -1,4 +1,4 @@
-// refused: mismatching address spaces
+// refused by clang: mismatching address spaces
 
 kernel void copy(
     IN(float) x [[buffer(0)]],

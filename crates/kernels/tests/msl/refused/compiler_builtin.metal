@@ -1,4 +1,4 @@
-// refused: no function of Metal
+// refused by the search: no function of Metal
 
 kernel void count(
     IN(uint) x [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: no matching function for call to 'first'
+// refused by clang: no matching function for call to 'first'
 
 static inline float first(THREADGROUP(const float) p) {
     return p[0];

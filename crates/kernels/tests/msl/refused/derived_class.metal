@@ -1,4 +1,4 @@
-// refused: derived classes are not in Metal
+// refused by the search: derived classes are not in Metal
 
 struct Point {
     float x;

@@ -1,4 +1,4 @@
-// refused: double precision constant
+// refused by clang: double precision constant
 
 kernel void scale(
     INOUT(float) y [[buffer(0)]],

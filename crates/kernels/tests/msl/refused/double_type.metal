@@ -1,4 +1,4 @@
-// refused: use of type 'double'
+// refused by clang: use of type 'double'
 
 kernel void scale(
     INOUT(float) y [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: use of undeclared identifier 'malloc'
+// refused by clang: use of undeclared identifier 'malloc'
 
 kernel void sum(
     OUT(float) y [[buffer(0)]],

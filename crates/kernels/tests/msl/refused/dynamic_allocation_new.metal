@@ -1,4 +1,4 @@
-// refused: 'default new' is not supported
+// refused by clang: 'default new' is not supported
 
 kernel void sum(
     OUT(float) y [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: exceptions disabled
+// refused by clang: exceptions disabled
 
 kernel void check(
     INOUT(float) y [[buffer(0)]],

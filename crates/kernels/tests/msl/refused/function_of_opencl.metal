@@ -1,4 +1,4 @@
-// refused: use of undeclared identifier 'get_global_id'
+// refused by clang: use of undeclared identifier 'get_global_id'
 
 kernel void copy(
     IN(float) x [[buffer(0)]],

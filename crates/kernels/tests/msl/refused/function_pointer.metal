@@ -1,4 +1,4 @@
-// refused: pointers to functions are not allowed
+// refused by clang: pointers to functions are not allowed
 
 static inline float twice(float x) {
     return x + x;

@@ -1,4 +1,4 @@
-// refused: goto and labels are not in Metal
+// refused by the search: goto and labels are not in Metal
 
 kernel void countdown(
     INOUT(uint) y [[buffer(0)]],

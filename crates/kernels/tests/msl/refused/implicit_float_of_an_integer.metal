@@ -1,4 +1,4 @@
-// refused: implicit conversion to `float`
+// refused by the search: implicit conversion to `float`
 
 kernel void count(
     OUT(float) y [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: implicit conversion to `half`
+// refused by the search: implicit conversion to `half`
 
 kernel void scale(
     IN(half) x [[buffer(0)]],

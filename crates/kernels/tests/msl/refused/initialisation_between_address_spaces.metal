@@ -1,4 +1,4 @@
-// refused: cannot initialize a variable of type 'const __private float
+// refused by clang: cannot initialize a variable of type 'const __private float
 
 kernel void copy(
     IN(float) x [[buffer(0)]],

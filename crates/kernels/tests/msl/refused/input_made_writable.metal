@@ -1,4 +1,4 @@
-// refused: casts away qualifiers
+// refused by clang: casts away qualifiers
 
 kernel void clear(
     IN(float) x [[buffer(0)]],

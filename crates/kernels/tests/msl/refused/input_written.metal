@@ -1,4 +1,4 @@
-// refused: read-only variable is not assignable
+// refused by clang: read-only variable is not assignable
 
 kernel void clear(
     IN(float) x [[buffer(0)]],

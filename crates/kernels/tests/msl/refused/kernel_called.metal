@@ -1,4 +1,4 @@
-// refused: kernel fill is called
+// refused by the search: is called (§5.1)
 
 kernel void fill(
     OUT(float) y [[buffer(0)]],

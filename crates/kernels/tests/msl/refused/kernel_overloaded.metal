@@ -1,4 +1,4 @@
-// refused: conflicting types for 'fill'
+// refused by clang: conflicting types for 'fill_of_
 
 kernel void fill(
     OUT(float) y [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: kernel must have void return type
+// refused by clang: kernel must have void return type
 
 kernel float fill(
     OUT(float) y [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: `fragment` is a word of Metal
+// refused by the search: `fragment` is a word of Metal
 
 kernel void apply(
     INOUT(float) y [[buffer(0)]],

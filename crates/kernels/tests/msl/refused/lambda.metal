@@ -1,4 +1,4 @@
-// refused: lambda expressions are not in Metal 3.0
+// refused by the search: lambda expressions are not in Metal 3.0
 
 kernel void apply(
     INOUT(float) y [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: long long is not in Metal
+// refused by the search: long long is not in Metal
 
 kernel void square(
     INOUT(ulong) y [[buffer(0)]],

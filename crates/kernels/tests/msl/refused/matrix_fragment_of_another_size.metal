@@ -1,4 +1,4 @@
-// refused: undefined template
+// refused by clang: undefined template
 
 REQUIRES_SIMD_WIDTH(32)
 kernel void square(

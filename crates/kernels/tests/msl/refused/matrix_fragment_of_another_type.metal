@@ -1,4 +1,4 @@
-// refused: no matching function
+// refused by clang: no matching function
 
 REQUIRES_SIMD_WIDTH(32)
 kernel void load(

@@ -1,4 +1,4 @@
-// refused: a method whose `this` is thread is called on `device Block`
+// refused by the search: a method whose `this` is thread is called on `device Block`
 
 struct Block {
     float scale;

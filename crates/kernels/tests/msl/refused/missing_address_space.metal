@@ -1,4 +1,4 @@
-// refused: pointer or reference without an address space
+// refused by the search: pointer or reference without an address space
 
 static inline float first(const float *p) {
     return p[0];

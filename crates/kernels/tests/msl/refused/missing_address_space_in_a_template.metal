@@ -1,4 +1,4 @@
-// refused: pointer or reference without an address space: `T *`
+// refused by the search: pointer or reference without an address space: `T *`
 
 #undef T
 template <typename T>

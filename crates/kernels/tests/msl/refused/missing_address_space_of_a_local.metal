@@ -1,4 +1,4 @@
-// refused: pointer or reference without an address space: `float *`
+// refused by the search: pointer or reference without an address space: `float *`
 
 kernel void through_pointer(
     OUT(float) y [[buffer(0)]],

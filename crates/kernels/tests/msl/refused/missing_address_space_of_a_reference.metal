@@ -1,4 +1,4 @@
-// refused: pointer or reference without an address space: `float &`
+// refused by the search: pointer or reference without an address space: `float &`
 
 static inline void add_one(float &x) {
     x += 1.0f;

@@ -1,4 +1,4 @@
-// refused: call to 'min' is ambiguous
+// refused by clang: call to 'min' is ambiguous
 
 kernel void limit(
     IN(uint) x [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: constexpr if is incompatible with C++ standards before C++17
+// refused by clang: constexpr if is incompatible with C++ standards before C++17
 
 template <bool square>
 static inline float power(float x) {

@@ -1,4 +1,4 @@
-// refused: the noexcept operator is not in Metal
+// refused by the search: the noexcept operator is not in Metal
 
 static inline float twice(float x) {
     return x + x;

@@ -1,4 +1,4 @@
-// refused: a parameter without an attribute
+// refused by the search: a parameter without an attribute
 
 kernel void fill(
     OUT(float) y,

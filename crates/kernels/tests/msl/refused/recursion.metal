@@ -1,4 +1,4 @@
-// refused: recursion: factorial calls factorial
+// refused by the search: recursion: factorial calls factorial
 
 static inline uint factorial(uint n) {
     return n < 2u ? 1u : n * factorial(n - 1u);

@@ -1,4 +1,4 @@
-// refused: recursion: halvings calls halvings
+// refused by the search: recursion: halvings calls halvings
 
 template <typename N>
 static inline N halvings(N n) {

@@ -1,4 +1,4 @@
-// refused: recursion:
+// refused by the search: recursion:
 
 static inline bool odd(uint n);
 

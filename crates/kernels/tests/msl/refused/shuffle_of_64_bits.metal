@@ -1,4 +1,4 @@
-// refused: call to 'simd_shuffle' is ambiguous
+// refused by clang: call to 'simd_shuffle' is ambiguous
 
 kernel void shuffle(
     IN(ulong) x [[buffer(0)]],

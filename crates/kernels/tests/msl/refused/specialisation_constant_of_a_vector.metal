@@ -1,4 +1,4 @@
-// refused: [[function_constant]] on `constant float4`
+// refused by the search: [[function_constant]] on `constant float4`
 
 SPECIALISE(float4, SCALES, 0);
 

@@ -1,4 +1,4 @@
-// refused: [[function_constant]] on
+// refused by the search: [[function_constant]] on
 
 kernel void fill(
     OUT(uint) y [[buffer(0)]],

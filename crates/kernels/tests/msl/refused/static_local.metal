@@ -1,4 +1,4 @@
-// refused: static
+// refused by the search: static is for program scope only
 
 kernel void fill(
     OUT(float) y [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: the size of `Pair` is not known here
+// refused by the search: the size of `Pair` is not known here
 
 struct Pair {
     float value;

@@ -1,4 +1,4 @@
-// refused: cannot be declared in local address space
+// refused by clang: cannot be declared in local address space
 
 static inline float through_shared(float x, uint at) {
     THREADGROUP_ARRAY(float, shared, 32);

@@ -1,4 +1,4 @@
-// refused: cannot have an initializer
+// refused by clang: cannot have an initializer
 
 kernel void sum(
     INOUT(float) y [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: 36864 bytes of threadgroup memory, at most 32768
+// refused by the search: 36864 bytes of threadgroup memory, at most 32768
 
 kernel void reverse(
     INOUT(float) y [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: unknown attribute 'thread_index'
+// refused by clang: unknown attribute 'thread_index'
 
 kernel void copy(
     IN(float) x [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: use of undeclared identifier 'erf'
+// refused by clang: use of undeclared identifier 'erf'
 
 kernel void apply(
     IN(float) x [[buffer(0)]],

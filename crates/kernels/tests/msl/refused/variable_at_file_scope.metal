@@ -1,4 +1,4 @@
-// refused: program scope variable must reside in constant address space
+// refused by clang: program scope variable must reside in constant address space
 
 const float HALF_PI = 1.5707964f;
 

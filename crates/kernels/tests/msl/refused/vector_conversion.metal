@@ -1,4 +1,4 @@
-// refused: cannot initialize a variable of type '__private float4'
+// refused by clang: cannot initialize a variable of type '__private float4'
 
 kernel void widen(
     IN(uint4) x [[buffer(0)]],

@@ -1,4 +1,4 @@
-// refused: virtual functions are not supported
+// refused by clang: virtual functions are not supported
 
 struct Scale {
     float factor;
