@@ -55,6 +55,12 @@ SPECIALISE(bool, HAS_BIAS, 14);
 SPECIALISE(uint, SPLITS, 15);
 // Work comes in units of 128 columns instead of 64: half as many scales to apply where a group has that many.
 SPECIALISE(bool, WIDE, 16);
+// Rounds of x in threadgroup memory at a time (STAGED): 2, 3 or 4. An L2 read takes longer than a round's products, so
+// a GPU with room for more asks for x further ahead.
+SPECIALISE(uint, STAGES, 17);
+// Scales multiply the f16 weights instead of the f32 sums, as Marlin's do: one rounding to f16 a weight, but half the
+// accumulators, which is what a SIMD-group with many tiles runs out of. Only f16 scales without minimums.
+SPECIALISE(bool, PRESCALED, 18);
 
 #include "weights.h"
 #include "fragment.h"
@@ -171,8 +177,7 @@ static inline void apply_scales(
 template <bool CHECKED, typename X>
 static inline void multiply_unit(
     THREAD(const Fetched) fetched, X x, uint stride, TokenPlace place, uint columns,
-    THREAD(Totals) totals) {
-    Sums products;
+    THREAD(Sums) products, THREAD(Totals) totals) {
     SumFragment x_sums[8];
     WeightFragment ones;
     UNROLL
@@ -184,8 +189,8 @@ static inline void multiply_unit(
         if (step < 4u * unit_blocks()) {
             bool begins = step == 0u || GROUP == 16u || (GROUP == 32u && step == 2u);
             bool ends = step == 4u * unit_blocks() - 1u || GROUP == 16u || (GROUP == 32u && step == 1u);
-            if (begins) {
-                clear_all(&products);
+            if (begins && !PRESCALED) {
+                clear_all(products);
                 UNROLL
                 for (uint n = 0u; n < 8u; ++n) {
                     if (MIN != MIN_NONE && n < TILES) {
@@ -199,8 +204,13 @@ static inline void multiply_unit(
                 if (r < ROW_BLOCKS) {
                     UNROLL
                     for (uint i = 0u; i < 4u; ++i) {
-                        weights[r].pair[i] = slot_pair(
+                        uint pair = slot_pair(
                             &fetched->slot[r][step / 4u], i % 2u, 2u * (step % 4u) + i / 2u);
+                        if (PRESCALED) {
+                            uint group = GROUP == 16u ? step : GROUP == 32u ? step / 2u : 0u;
+                            pair = prescaled_pair(pair, fetched->scale[r][group].scale.x, i % 2u);
+                        }
+                        weights[r].pair[i] = pair;
                     }
                 }
             }
@@ -218,7 +228,7 @@ static inline void multiply_unit(
                     UNROLL
                     for (uint r = 0u; r < 2u; ++r) {
                         if (r < ROW_BLOCKS) {
-                            multiply_accumulate(&products.tile[r][n], &weights[r], &tokens);
+                            multiply_accumulate(&products->tile[r][n], &weights[r], &tokens);
                         }
                     }
                     if (MIN != MIN_NONE) {
@@ -226,9 +236,9 @@ static inline void multiply_unit(
                     }
                 }
             }
-            if (ends) {
+            if (ends && !PRESCALED) {
                 apply_scales(
-                    totals, &products, x_sums, fetched,
+                    totals, products, x_sums, fetched,
                     GROUP == 16u ? step : GROUP == 32u ? step / 2u : 0u);
             }
         }
@@ -243,20 +253,30 @@ static inline uint round_columns() { return K_GROUPS * unit_blocks() * 64u; }
 static inline uint staged_stride() { return round_columns() + 16u; }
 
 // Copies one round of x, tokens × round_columns() from `column`, in pieces of 16 bytes; what lies outside x
-// is zero.
+// is zero. A thread has the same piece of every so-many-th token: 4 · ROW_GROUPS / unit_blocks() of them fit into
+// one pass of the threadgroup.
 static inline void stage(
-    DEVICE(const T) x, THREAD(const GemmArgs) args, uint first_token, uint column,
-    THREADGROUP(T) staged, uint thread_index, uint threads) {
+    DEVICE(const T) x, THREAD(const GemmArgs) args, uint tokens, uint column,
+    THREADGROUP(T) staged, uint thread_index) {
     uint pieces = round_columns() / 8u;
-    for (uint i = thread_index; i < TILES * 8u * pieces; i += threads) {
-        uint token = i / pieces;
-        uint k = column + i % pieces * 8u;
-        THREADGROUP(T) destination = staged + token * staged_stride() + i % pieces * 8u;
-        if (first_token + token < args->tokens && k < args->columns) {
-            copy_async(destination, x + (first_token + token) * args->x_stride + k);
-        } else {
-            *threadgroup_cast(uint4, destination) = make_uint4(0u, 0u, 0u, 0u);
+    uint tokens_at_once = 4u * ROW_GROUPS / unit_blocks();
+    uint first = thread_index / pieces;
+    uint k = column + thread_index % pieces * 8u;
+    DEVICE(const T) source = x + first * args->x_stride + k;
+    THREADGROUP(T) destination = staged + first * staged_stride() + thread_index % pieces * 8u;
+    bool inside = k < args->columns;
+    UNROLL
+    for (uint pass = 0u; pass * tokens_at_once < TILES * 8u; ++pass) {
+        uint token = first + pass * tokens_at_once;
+        if (token < TILES * 8u) {
+            if (inside && token < tokens) {
+                copy_async(destination, source);
+            } else {
+                *threadgroup_cast(uint4, destination) = make_uint4(0u, 0u, 0u, 0u);
+            }
         }
+        source = source + tokens_at_once * args->x_stride;
+        destination = destination + tokens_at_once * staged_stride();
     }
 }
 
@@ -272,8 +292,9 @@ static inline float gate_activation(float x) {
 static inline void finish(
     DEVICE(T) y, DEVICE(const float) bias, THREAD(const GemmArgs) args, uint token, uint row, float first,
     float second) {
-    first = first * args->factor * code_factor();
-    second = second * args->factor * code_factor();
+    float factor = args->factor * (PRESCALED ? 1.0f : code_factor());
+    first = first * factor;
+    second = second * factor;
     if (HAS_BIAS) {
         first = first + bias[row];
         if (GATED) {
@@ -294,7 +315,7 @@ static inline void finish(
 //
 // Grid: x = row blocks over ROW_GROUPS · ROW_BLOCKS (gate row blocks where GATED: over ROW_GROUPS), y = tokens over TILES · 8, z = SPLITS.
 // Weights stream from memory straight into registers, DEPTH blocks ahead; nothing else would read
-// them, so threadgroup memory would only cost. Threadgroup memory (floats): staged x twice over (STAGED), later the
+// them, so threadgroup memory would only cost. Threadgroup memory (floats): STAGES rounds of x (STAGED), later the
 // SIMD-groups' sums: K_GROUPS · ROW_GROUPS · ROW_BLOCKS · 16 · TILES · 8.
 REQUIRES_SIMD_WIDTH(32)
 kernel void gemm(
@@ -361,6 +382,8 @@ kernel void gemm(
         }
     }
 
+    Sums products;
+    clear_all(&products);
     Fetched fetched[4];
     UNROLL
     for (uint d = 0u; d < 4u; ++d) {
@@ -375,35 +398,52 @@ kernel void gemm(
         uint stage_size = TILES * 8u * staged_stride();
         TokenPlace place = token_place(staged_stride(), 8u, lane);
         uint column = first_round * round_columns();
-        if (rounds > 0u) {
-            stage(x, &sizes, first_token, column, staged, thread_index, threads.x);
+        DEVICE(const T) first_x = x + first_token * sizes.x_stride;
+        UNROLL
+        for (uint i = 0u; i < 3u; ++i) {
+            if (i + 1u < STAGES) {
+                if (i < rounds) {
+                    stage(
+                        first_x, &sizes, tokens, column + i * round_columns(),
+                        staged + i * stage_size, thread_index);
+                }
+                copy_async_commit();
+            }
         }
-        copy_async_commit();
+        uint held = 0u;
         for (uint i = 0u; i < rounds; i += DEPTH) {
             UNROLL
             for (uint d = 0u; d < 4u; ++d) {
                 if (d < DEPTH && i + d < rounds) {
                     // The round's x has arrived, and everybody is done with the one before, whose place
                     // the next one takes.
-                    copy_async_wait<0>();
+                    if (STAGES == 2u) {
+                        copy_async_wait<0>();
+                    } else if (STAGES == 3u) {
+                        copy_async_wait<1>();
+                    } else {
+                        copy_async_wait<2>();
+                    }
                     barrier_threadgroup();
-                    uint parity = (i + d) % 2u;
-                    if (i + d + 1u < rounds) {
+                    uint next = i + d + STAGES - 1u;
+                    uint freed = held == 0u ? STAGES - 1u : held - 1u;
+                    if (next < rounds) {
                         stage(
-                            x, &sizes, first_token, column + (i + d + 1u) * round_columns(),
-                            staged + (1u - parity) * stage_size, thread_index, threads.x);
+                            first_x, &sizes, tokens, column + next * round_columns(),
+                            staged + freed * stage_size, thread_index);
                     }
                     copy_async_commit();
                     if (i + d < count) {
                         multiply_unit<false, THREADGROUP(const T)>(
-                            &fetched[d], staged + parity * stage_size + k_group * unit_blocks() * 64u,
-                            staged_stride(), place, 0u, &totals);
+                            &fetched[d], staged + held * stage_size + k_group * unit_blocks() * 64u,
+                            staged_stride(), place, 0u, &products, &totals);
                         if (i + d + DEPTH < count) {
                             fetch(
                                 streams, (d + DEPTH) * round_blocks, scaling, &sizes,
                                 unit + (i + d + DEPTH) * K_GROUPS, lane, &fetched[d]);
                         }
                     }
+                    held = held + 1u == STAGES ? 0u : held + 1u;
                 }
             }
             streams[0].codes = streams[0].codes + DEPTH * round_blocks * (32u * code_bits());
@@ -420,7 +460,8 @@ kernel void gemm(
             for (uint d = 0u; d < 4u; ++d) {
                 if (d < DEPTH) {
                     multiply_unit<false, DEVICE(const T)>(
-                        &fetched[d], here + d * round_columns(), sizes.x_stride, place, 0u, &totals);
+                        &fetched[d], here + d * round_columns(), sizes.x_stride, place, 0u, &products,
+                        &totals);
                     fetch(
                         streams, (d + DEPTH) * round_blocks, scaling, &sizes,
                         unit + (i + d + DEPTH) * K_GROUPS, lane, &fetched[d]);
@@ -437,7 +478,7 @@ kernel void gemm(
                     uint columns = sizes.columns - (unit + (i + d) * K_GROUPS) * unit_blocks() * 64u;
                     multiply_unit<true, DEVICE(const T)>(
                         &fetched[d], here + d * round_columns(), sizes.x_stride, place, columns,
-                        &totals);
+                        &products, &totals);
                     if (i + d + DEPTH < count) {
                         fetch(
                             streams, (d + DEPTH) * round_blocks, scaling, &sizes,
@@ -462,7 +503,8 @@ kernel void gemm(
                 if (r < ROW_BLOCKS && n < TILES) {
                     uint row = (row_group * ROW_BLOCKS + r) * 16u + fragment_row(lane) + 8u * (e / 2u);
                     uint token = n * 8u + 2u * fragment_quad(lane) + e % 2u;
-                    scratch[k_group * group_size + token * group_rows + row] = totals.element[r][n][e];
+                    scratch[k_group * group_size + token * group_rows + row] =
+                        PRESCALED ? sum_element(&products.tile[r][n], e) : totals.element[r][n][e];
                 }
             }
         }

@@ -316,6 +316,21 @@ static inline float2 min_of(THREAD(const StoredScale) stored) {
     return make_float2(0.0f, 0.0f);
 }
 
+// A pair of row g (h = 0) or g + 8 (h = 1) times its f16 scale, true to size: two products where the pair waits for a
+// code_factor() that would make the scale itself too large for f16.
+static inline uint prescaled_pair(uint pair, uint scales, uint h) {
+    uint scale = (h == 0u ? scales & 0xffffu : scales >> 16u) * 0x00010001u;
+#if defined(MARLIN_TARGET_CUDA)
+    if (CODE == CODE_FP4) {
+        pair = pair_fma(pair, 0x74007400u, 0x80008000u);
+    }
+    if (CODE == CODE_FP8) {
+        pair = pair_fma(pair, 0x5c005c00u, 0x80008000u);
+    }
+#endif
+    return pair_fma(pair, scale, 0x80008000u);
+}
+
 // Index of a super-block's pair for load_scale: super-blocks are 256 columns, 8 pairs of
 // scales and, with minimums, 8 more.
 static inline uint super_place(uint row_block, uint supers_per_row, uint column, uint g) {
