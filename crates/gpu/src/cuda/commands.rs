@@ -160,7 +160,8 @@ struct Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if self.context.enter().is_err() {
+        // The upload of a graph that was never submitted may still be under way.
+        if self.context.synchronize().is_err() {
             return;
         }
         // SAFETY: both were made by this context, if they are not null, and no submission runs:

@@ -213,6 +213,12 @@ functions! {
     graph_launch = "cuGraphLaunch": fn(Handle, Handle);
 }
 
+/// What the operating system's loader said.
+pub(super) fn loader_words(error: &libloading::Error) -> String {
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    source.unwrap_or_else(|| error.to_string())
+}
+
 fn unavailable(reason: String) -> GpuError {
     GpuError::Unavailable { device: KIND, reason }
 }
@@ -242,7 +248,7 @@ impl Driver {
             match unsafe { Library::new(*name) } {
                 Ok(library) => Some((library, *name)),
                 Err(error) => {
-                    failures.push(format!("{name} ({error})"));
+                    failures.push(format!("{name} ({})", loader_words(&error)));
                     None
                 }
             }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use libloading::Library;
 
 use super::KIND;
+use super::driver::loader_words;
 use crate::GpuError;
 
 /// Environment variable that names NVRTC's library, or a folder to find it in: one that holds the
@@ -175,7 +176,7 @@ impl Nvrtc {
 
     fn open(path: &Path) -> Result<Self, String> {
         // SAFETY: NVRTC's initialisers are NVIDIA's own and run no code of ours.
-        let library = unsafe { Library::new(path) }.map_err(|e| e.to_string())?;
+        let library = unsafe { Library::new(path) }.map_err(|e| loader_words(&e))?;
         macro_rules! symbol {
             ($name:literal) => {
                 // SAFETY: the field's type is the symbol's declaration in NVRTC's documentation.
