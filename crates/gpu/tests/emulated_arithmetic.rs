@@ -113,7 +113,8 @@ fn sums_differences_products_and_fused_products_are_rounded_once() {
     let device = device();
     let mut state = 7_u64;
     let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         f16::from_bits((state >> 40) as u16)
     };
     let count = 1 << 17;

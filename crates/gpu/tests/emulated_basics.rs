@@ -33,8 +33,7 @@ fn an_elementwise_kernel_gives_what_a_plain_loop_gives_for_every_element_type() 
         assert_eq!(scale(&*device, &values, false), expected);
         let expected: Vec<f16> = halves.iter().map(|v| f16::from_f32(v.to_f32() * 3.0)).collect();
         assert_eq!(scale(&*device, &halves, false), expected);
-        let expected: Vec<bf16> =
-            brains.iter().map(|v| bf16::from_f32(v.to_f32() * 3.0)).collect();
+        let expected: Vec<bf16> = brains.iter().map(|v| bf16::from_f32(v.to_f32() * 3.0)).collect();
         assert_eq!(scale(&*device, &brains, false), expected);
     }
 }
@@ -61,8 +60,7 @@ fn threadgroup_memory_and_a_barrier_reverse_each_threadgroup() {
             elements: PhantomData,
         };
         common::run(&*device, launcher, Grid::x(5, 96)).unwrap();
-        let expected: Vec<f32> =
-            values.chunks(96).flat_map(|c| c.iter().rev().copied()).collect();
+        let expected: Vec<f32> = values.chunks(96).flat_map(|c| c.iter().rev().copied()).collect();
         assert_eq!(device.download_all(&y).unwrap(), expected);
     }
 }

@@ -47,7 +47,15 @@ fn a_read_past_the_view_is_named_by_buffer_and_index_though_the_allocation_goes_
         constants: constants(0),
     };
     common::run(&*device, read(49), Grid::x(1, 4)).unwrap();
-    assert_fault!(device, read(50), Grid::x(1, 4), "read_at", "out of bounds", "\"x\"[50]", "50 elements");
+    assert_fault!(
+        device,
+        read(50),
+        Grid::x(1, 4),
+        "read_at",
+        "out of bounds",
+        "\"x\"[50]",
+        "50 elements"
+    );
     assert_fault!(device, read(u32::MAX), Grid::x(1, 4), "read_at", "\"x\"[4294967295]");
 }
 
@@ -62,7 +70,14 @@ fn a_write_past_the_view_is_caught_and_changes_nothing() {
         constants: constants(0),
     };
     common::run(&*device, write(3), Grid::x(1, 4)).unwrap();
-    assert_fault!(device, write(4), Grid::x(1, 4), "write_at", "\"y\"[4] is written", "thread (0, 0, 0)");
+    assert_fault!(
+        device,
+        write(4),
+        Grid::x(1, 4),
+        "write_at",
+        "\"y\"[4] is written",
+        "thread (0, 0, 0)"
+    );
     assert_eq!(device.download_all(&y).unwrap(), [0, 0, 0, 1, 0, 0, 0, 0]);
 }
 
@@ -120,7 +135,14 @@ fn an_output_holds_nothing_before_the_dispatch_has_written_it() {
     common::run(&*device, increment, Grid::x(1, 8)).unwrap();
     assert_eq!(device.download_all(&y).unwrap(), [2; 8]);
     let read = ReadOutput { y: y.view_mut().unwrap(), constants: constants(0) };
-    assert_fault!(device, read, Grid::x(1, 8), "read_output", "output \"y\"[0]", "before this dispatch");
+    assert_fault!(
+        device,
+        read,
+        Grid::x(1, 8),
+        "read_output",
+        "output \"y\"[0]",
+        "before this dispatch"
+    );
 }
 
 #[test]
@@ -128,8 +150,7 @@ fn an_input_must_not_be_written() {
     let device = device();
     let x = device.upload_new("x", &[1_u32; 8]).unwrap();
     let y = common::output::<u32>(&*device, 8);
-    let launcher =
-        WriteInput { x: x.view(), y: y.view_mut().unwrap(), constants: constants(0) };
+    let launcher = WriteInput { x: x.view(), y: y.view_mut().unwrap(), constants: constants(0) };
     assert_fault!(device, launcher, Grid::x(1, 8), "write_input", "\"x\"[0]", "is an input");
 }
 
@@ -155,7 +176,13 @@ fn threads_that_share_threadgroup_memory_need_a_barrier() {
             "neighbour_in_threadgroup",
             "threadgroup memory \"numbers\"",
         );
-        assert_fault!(device, launcher(0), Grid::x(1, 256), "neighbour_in_threadgroup", "\"numbers\"[1]");
+        assert_fault!(
+            device,
+            launcher(0),
+            Grid::x(1, 256),
+            "neighbour_in_threadgroup",
+            "\"numbers\"[1]"
+        );
     }
 }
 
@@ -207,15 +234,21 @@ fn two_threads_write_one_place_never_even_the_same_value() {
     let y = common::output::<u32>(&*device, 64);
     let launcher = || SamePlace { y: y.view_mut().unwrap(), constants: constants(0) };
     common::run(&*device, launcher(), Grid::x(1, 1)).unwrap();
-    assert_fault!(device, launcher(), Grid::x(1, 2), "same_place", "data race: \"y\"[0]", "by thread 0");
+    assert_fault!(
+        device,
+        launcher(),
+        Grid::x(1, 2),
+        "same_place",
+        "data race: \"y\"[0]",
+        "by thread 0"
+    );
 }
 
 #[test]
 fn threadgroups_of_a_dispatch_share_nothing_but_atomics() {
     let device = device();
     let y = device.upload_new("y", &[0_u32; 64]).unwrap();
-    let write =
-        || SamePlaceBetweenGroups { y: y.view_mut().unwrap(), constants: constants(0) };
+    let write = || SamePlaceBetweenGroups { y: y.view_mut().unwrap(), constants: constants(0) };
     common::run(&*device, write(), Grid::x(1, 32)).unwrap();
     // A dispatch is ordered after the one before.
     common::run(&*device, write(), Grid::x(1, 32)).unwrap();
@@ -246,15 +279,21 @@ fn what_others_change_atomically_is_not_read_plainly() {
         seen: seen.view_mut().unwrap(),
         constants: constants(0),
     };
-    assert_fault!(device, launcher, Grid::x(1, 8), "count_and_look", "data race: \"y\"[0]", "atomic");
+    assert_fault!(
+        device,
+        launcher,
+        Grid::x(1, 8),
+        "count_and_look",
+        "data race: \"y\"[0]",
+        "atomic"
+    );
 }
 
 #[test]
 fn fresh_threadgroup_memory_holds_nothing_in_any_threadgroup() {
     let device = device();
     let y = common::output::<u32>(&*device, 64);
-    let launcher =
-        || ReadFreshThreadgroup { y: y.view_mut().unwrap(), constants: constants(0) };
+    let launcher = || ReadFreshThreadgroup { y: y.view_mut().unwrap(), constants: constants(0) };
     common::run(&*device, launcher(), Grid::x(1, 32)).unwrap();
     assert_fault!(
         device,
@@ -394,10 +433,23 @@ fn a_lane_that_is_not_there_must_not_be_read() {
             constants: constants(0),
         };
         common::run(&*device, launcher(width - 1), Grid::x(1, 2 * width)).unwrap();
-        assert_fault!(device, launcher(width), Grid::x(1, 2 * width), "read_lane", "simd_shuffle", "reads lane");
+        assert_fault!(
+            device,
+            launcher(width),
+            Grid::x(1, 2 * width),
+            "read_lane",
+            "simd_shuffle",
+            "reads lane"
+        );
         // The last SIMD-group has three threads.
         common::run(&*device, launcher(2), Grid::x(1, width + 3)).unwrap();
-        assert_fault!(device, launcher(3), Grid::x(1, width + 3), "read_lane", "that has 3 threads");
+        assert_fault!(
+            device,
+            launcher(3),
+            Grid::x(1, width + 3),
+            "read_lane",
+            "that has 3 threads"
+        );
     }
 }
 
@@ -421,8 +473,7 @@ fn an_asynchronous_copy_arrives_when_it_is_waited_for() {
         "copy_through_threadgroup",
         "uninitialised: threadgroup memory \"tile\"[0]",
     );
-    let stages =
-        CopyTwoStages { x: x.view(), y: y.view_mut().unwrap(), constants: constants(0) };
+    let stages = CopyTwoStages { x: x.view(), y: y.view_mut().unwrap(), constants: constants(0) };
     common::run(&*device, stages, Grid::x(1, 64)).unwrap();
     assert_eq!(device.download_all(&y).unwrap(), values);
 }

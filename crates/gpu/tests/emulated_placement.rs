@@ -164,10 +164,7 @@ fn adopted_memory_is_read_in_place_and_never_written() {
     common::run(&*device, launcher, Grid::x(1, 1)).unwrap();
     assert_eq!(device.download_all(&y).unwrap(), [0x0707_0707]);
     let read_only = BindError::ReadOnly { label: "file".to_owned() };
-    assert_eq!(
-        marlin_kernels::ViewMut::<u32>::new(&file, 0, 4).err(),
-        Some(read_only.clone())
-    );
+    assert_eq!(marlin_kernels::ViewMut::<u32>::new(&file, 0, 4).err(), Some(read_only.clone()));
     assert_eq!(device.write(&file, 0, &[1]), Err(read_only.clone().into()));
     assert_eq!(device.upload(&file, 0, &[1]), Err(read_only.into()));
     let report = device.ledger().report();

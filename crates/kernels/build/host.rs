@@ -27,6 +27,8 @@ struct Unit {
     /// Of its files.
     name: String,
     path: PathBuf,
+    /// Its own, besides those that all units share.
+    includes: Vec<PathBuf>,
 }
 
 /// Compiles `sources` into a static library that the crate links, and writes
@@ -44,14 +46,17 @@ pub(crate) fn compile(root: &Path, out: &Path, sources: &[HostSource]) -> Result
             let path = folder.join(format!("{name}.cpp"));
             let text = unit(source, kernels, &types, &suffix, &mut table);
             crate::write(&path, &text)?;
-            units.push(Unit { name, path });
+            let includes = vec![kernels.join(format!("{}.metal", source.stem))];
+            units.push(Unit { name, path, includes });
         }
     }
     println!("cargo:rerun-if-env-changed={KEEP_GOING}");
     let compat = root.join("compat");
     for name in ["fibers", "check"] {
-        let path = compat.join("host").join(format!("{name}.cpp"));
-        units.push(Unit { name: format!("runtime_{name}"), path });
+        let folder = compat.join("host");
+        let includes = vec![folder.join("state.h"), folder.join("switch.h")];
+        let path = folder.join(format!("{name}.cpp"));
+        units.push(Unit { name: format!("runtime_{name}"), path, includes });
     }
     let mut build = cc::Build::new();
     build
@@ -242,8 +247,9 @@ fn inputs_hash(root: &Path) -> Result<u64, String> {
     let mut hasher = DefaultHasher::new();
     for folder in ["compat", "compat/host", "metal", "metal_tests"] {
         for (name, _, text) in crate::read_folder(&root.join(folder), "")? {
-            // A kernel file is hashed with its own units.
-            if name.ends_with(".h") {
+            // A kernel file is hashed with its own units, and these two are not for kernels.
+            let of_runtime = name == "state.h" || name == "switch.h";
+            if name.ends_with(".h") && !of_runtime {
                 (name, text).hash(&mut hasher);
             }
         }
@@ -274,15 +280,18 @@ fn compile_units(
         for _ in 0..workers.min(units.len()) {
             scope.spawn(|| {
                 while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(message) = compile_unit(compiler.to_command(), folder, unit, headers) {
-                        failures.lock().unwrap_or_else(|e| e.into_inner()).push((unit.name.clone(), message));
+                    if let Err(message) = compile_unit(compiler.to_command(), folder, unit, headers)
+                    {
+                        failures
+                            .lock()
+                            .unwrap_or_else(|e| e.into_inner())
+                            .push((unit.name.clone(), message));
                     }
                 }
             });
         }
     });
-    let failures: Vec<(String, String)> =
-        failures.into_inner().unwrap_or_else(|e| e.into_inner());
+    let failures: Vec<(String, String)> = failures.into_inner().unwrap_or_else(|e| e.into_inner());
     if !failures.is_empty() {
         let log: Vec<&str> = failures.iter().map(|(_, log)| log.as_str()).collect();
         if env::var_os(KEEP_GOING).is_none() {
@@ -307,15 +316,18 @@ fn compile_unit(
 ) -> Result<(), String> {
     let object = folder.join(format!("{}.o", unit.name));
     let stamp = folder.join(format!("{}.hash", unit.name));
-    let text = fs::read_to_string(&unit.path)
-        .map_err(|e| format!("{}: {e}", unit.path.display()))?;
+    let text =
+        fs::read_to_string(&unit.path).map_err(|e| format!("{}: {e}", unit.path.display()))?;
     let mut hasher = DefaultHasher::new();
     (headers, &text, format!("{command:?}"), env::var("TARGET").ok()).hash(&mut hasher);
-    for included in text.lines().filter_map(|l| l.strip_prefix("#include \"/")) {
-        let path = format!("/{}", included.trim_end_matches('"'));
-        fs::read(&path).map_err(|e| format!("{path}: {e}"))?.hash(&mut hasher);
+    for included in &unit.includes {
+        fs::read(included).map_err(|e| format!("{}: {e}", included.display()))?.hash(&mut hasher);
     }
     let hash = hasher.finish().to_string();
+    if unit.name.starts_with("runtime_") {
+        // Small, and called at every access: worth the compiler's time.
+        command.arg("-O2");
+    }
     if object.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == hash) {
         return Ok(());
     }

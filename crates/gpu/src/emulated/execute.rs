@@ -73,10 +73,8 @@ fn launch(
     simd_width: u32,
 ) -> Result<(), GpuError> {
     let parameters = dispatch.pipeline.kernel.parameters;
-    let names: Vec<CString> = parameters
-        .iter()
-        .map(|p| CString::new(p.name()).unwrap_or_default())
-        .collect();
+    let names: Vec<CString> =
+        parameters.iter().map(|p| CString::new(p.name()).unwrap_or_default()).collect();
     let mut regions = Vec::with_capacity(parameters.len());
     let mut inlines: Vec<*const c_void> = Vec::with_capacity(parameters.len());
     // Inline structures may hold 8-byte members, so their bytes move to words.
@@ -90,7 +88,16 @@ fn launch(
                     matches!(other, Argument::Buffer { allocation: a, access, .. }
                         if *access != ParameterAccess::In && Arc::ptr_eq(a, allocation))
                 });
-                bind(device, execution, allocation, *offset, *bytes, *access, written, &mut region)?;
+                bind(
+                    device,
+                    execution,
+                    allocation,
+                    *offset,
+                    *bytes,
+                    *access,
+                    written,
+                    &mut region,
+                )?;
             }
             Argument::Inline(value) => {
                 let mut aligned = vec![0_u64; value.bytes().len().div_ceil(8)];

@@ -313,7 +313,8 @@ impl EmulatedAllocation {
             contents.initialised[range.clone()].copy_from_slice(&mirror.initialised[range.clone()]);
             // SAFETY: `range` is inside the device's bytes, which the mirror does not overlap.
             unsafe {
-                Self::device_bytes(contents, &range).copy_from_nonoverlapping(from.as_ptr(), from.len());
+                Self::device_bytes(contents, &range)
+                    .copy_from_nonoverlapping(from.as_ptr(), from.len());
             }
         }
     }

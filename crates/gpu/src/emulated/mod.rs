@@ -33,9 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use marlin_backend::HostBytes;
 use marlin_kernels::{Allocation, HostState, PipelineKey};
-use marlin_placement::{
-    AccessPattern, Device as Memory, Direction, Ledger, StorageMode, Tally,
-};
+use marlin_placement::{AccessPattern, Device as Memory, Direction, Ledger, StorageMode, Tally};
 
 use crate::device::{Device, DeviceProperties, Recording, Submission};
 use crate::{CommandList, GpuError};
@@ -205,11 +203,22 @@ impl Device for Emulated {
         let total = self.properties.total_bytes;
         let free = total.saturating_sub(used);
         if bytes > free {
-            return Err(GpuError::OutOfMemory { label: label.to_owned(), needed: bytes, free, total });
+            return Err(GpuError::OutOfMemory {
+                label: label.to_owned(),
+                needed: bytes,
+                free,
+                total,
+            });
         }
         let tally = self.ledger.buffer_at(label, pattern, bytes, site);
-        let allocation =
-            EmulatedAllocation::new(&self.shared, label, bytes, pattern, tally, self.properties.memory);
+        let allocation = EmulatedAllocation::new(
+            &self.shared,
+            label,
+            bytes,
+            pattern,
+            tally,
+            self.properties.memory,
+        );
         Ok(Arc::new(allocation))
     }
 
@@ -219,8 +228,7 @@ impl Device for Emulated {
         bytes: HostBytes,
         site: &'static Location<'static>,
     ) -> Result<Arc<dyn Allocation>, GpuError> {
-        let refuse =
-            |reason: String| GpuError::NotAdoptable { label: label.to_owned(), reason };
+        let refuse = |reason: String| GpuError::NotAdoptable { label: label.to_owned(), reason };
         if self.properties.memory == Memory::Discrete {
             return Err(refuse("the device has memory of its own".to_owned()));
         }
@@ -233,8 +241,7 @@ impl Device for Emulated {
                 )));
             }
         }
-        let tally =
-            self.ledger.buffer_at(label, AccessPattern::ADOPTED, bytes.len() as u64, site);
+        let tally = self.ledger.buffer_at(label, AccessPattern::ADOPTED, bytes.len() as u64, site);
         Ok(Arc::new(EmulatedAllocation::adopted(&self.shared, label, bytes, tally)))
     }
 
@@ -247,7 +254,9 @@ impl Device for Emulated {
         let found = self.reachable(allocation, "write")?;
         let range = found.range(offset, bytes.len() as u64)?;
         if found.is_adopted() {
-            return Err(marlin_kernels::BindError::ReadOnly { label: found.label().to_owned() }.into());
+            return Err(
+                marlin_kernels::BindError::ReadOnly { label: found.label().to_owned() }.into()
+            );
         }
         found.host_write(&self.shared.lock(), range, bytes);
         Ok(())
@@ -292,7 +301,9 @@ impl Device for Emulated {
         let found = self.find(allocation)?;
         let range = found.range(offset, bytes.len() as u64)?;
         if found.is_adopted() {
-            return Err(marlin_kernels::BindError::ReadOnly { label: found.label().to_owned() }.into());
+            return Err(
+                marlin_kernels::BindError::ReadOnly { label: found.label().to_owned() }.into()
+            );
         }
         self.uploads.record(bytes.len() as u64);
         found.device_write(&self.shared.lock(), range, bytes);

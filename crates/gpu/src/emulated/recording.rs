@@ -117,9 +117,8 @@ impl EmulatedRecording {
 
 fn check_launch(dispatch: &Dispatch, properties: &DeviceProperties) -> Result<(), GpuError> {
     let kernel = dispatch.pipeline.kernel;
-    let refuse = |reason: String| {
-        Err(GpuError::Launch { kernel: dispatch.pipeline.symbol(), reason })
-    };
+    let refuse =
+        |reason: String| Err(GpuError::Launch { kernel: dispatch.pipeline.symbol(), reason });
     if let Some(width) = kernel.simd_width
         && width != properties.simd_width
     {
@@ -210,16 +209,10 @@ fn check_region(device: &Arc<Shared>, region: &Region, written: bool) -> Result<
     Ok(())
 }
 
-fn check_copy(
-    device: &Arc<Shared>,
-    source: &Region,
-    destination: &Region,
-) -> Result<(), GpuError> {
+fn check_copy(device: &Arc<Shared>, source: &Region, destination: &Region) -> Result<(), GpuError> {
     check_region(device, source, false)?;
     check_region(device, destination, true)?;
-    let refuse = |reason: String| {
-        Err(GpuError::Launch { kernel: "copy".to_owned(), reason })
-    };
+    let refuse = |reason: String| Err(GpuError::Launch { kernel: "copy".to_owned(), reason });
     if source.bytes != destination.bytes {
         return refuse(format!(
             "{} bytes of \"{}\" to {} bytes of \"{}\", expected as many",

@@ -26,7 +26,7 @@ static_assert(SEVERAL_OF_GROUP + MAX_GROUPS <= ATOMIC, "every thread and group h
 
 uint group_of(uint who) {
     if (who < MAX_THREADS) {
-        return who / context.simd_width;
+        return who >> state->simd_shift;
     }
     return who < ATOMIC ? who - SEVERAL_OF_GROUP : MAX_GROUPS;
 }
@@ -125,50 +125,82 @@ void fault_access(const MarlinRegion *region, const unsigned char *at, uint size
         index, what, static_cast<unsigned long long>(region->bytes / size), size);
 }
 
-void check_read(const MarlinRegion *region, uint64_t offset, uint size) {
-    const State &s = *state;
-    if (region->initialised != nullptr) {
-        for (uint i = 0; i < size; i++) {
-            if (region->initialised[offset + i] == 0) {
-                char place[160];
-                where(region, offset, size, place, sizeof(place));
-                fault("uninitialised: %s is read, and nothing has written it", place);
-            }
+// Whether the bytes of an access, as nearly always, have one stamp.
+static inline bool all_equal(const uint32_t *stamps, uint size) {
+    uint32_t differences = 0;
+    for (uint i = 1; i < size; i++) {
+        differences |= stamps[i] ^ stamps[0];
+    }
+    return differences == 0;
+}
+
+static inline bool all_written(const unsigned char *initialised, uint size) {
+    for (uint i = 0; i < size; i++) {
+        if (initialised[i] == 0) {
+            return false;
         }
+    }
+    return true;
+}
+
+// What the stamp of the last read becomes with this one.
+static uint stamp_of_read(const MarlinRegion *region, uint last) {
+    const State &s = *state;
+    uint now = s.clock << WHO_BITS;
+    uint mine = now | context.thread.index;
+    if (last == mine || (last >> WHO_BITS) < s.launch_start || ordered(region, last)) {
+        return mine;
+    }
+    if ((last >> WHO_BITS) < s.group_start) {
+        // A read by another threadgroup stays: it makes every write a race, and no barrier changes that.
+        return last;
+    }
+    return now
+        | (group_of(last & WHO_MASK) == context.thread.group ? SEVERAL_OF_GROUP + context.thread.group
+                                                              : SEVERAL);
+}
+
+// Inlined for each size that accesses have, so that the loops over bytes go away.
+__attribute__((always_inline)) static inline void check_read_of(
+    const MarlinRegion *region, uint64_t offset, uint size) {
+    const State &s = *state;
+    if (region->initialised != nullptr && !all_written(region->initialised + offset, size)) {
+        char place[160];
+        where(region, offset, size, place, sizeof(place));
+        fault("uninitialised: %s is read, and nothing has written it", place);
     }
     if (region->writes == nullptr) {
         return;
     }
     const uint32_t *writes = region->writes + offset;
     uint32_t *reads = region->reads + offset;
-    uint me = context.thread.index;
-    uint now = s.clock << WHO_BITS;
     uint first = s.launch_start << WHO_BITS;
     bool output = (region->flags & MARLIN_OUTPUT) != 0;
-    for (uint i = 0; i < size; i++) {
-        uint stamp = writes[i];
-        if (output && stamp < first) {
+    uint distinct = all_equal(writes, size) ? 1 : size;
+    for (uint i = 0; i < distinct; i++) {
+        if (output && writes[i] < first) {
             char place[160];
             where(region, offset, size, place, sizeof(place));
             fault("uninitialised: output %s is read before this dispatch has written it", place);
         }
-        if (stamp >= first && !ordered(region, stamp)) {
-            race(region, offset, size, stamp, "read", "was written");
+        if (writes[i] >= first && !ordered(region, writes[i])) {
+            race(region, offset, size, writes[i], "read", "was written");
         }
-        uint last = reads[i];
-        if (last < first || last == (now | me) || ordered(region, last)) {
-            reads[i] = now | me;
-        } else if (group_of(last & WHO_MASK) == context.thread.group
-            && (last >> WHO_BITS) >= s.group_start) {
-            reads[i] = now | (SEVERAL_OF_GROUP + context.thread.group);
-        } else if ((last >> WHO_BITS) >= s.group_start) {
-            reads[i] = now | SEVERAL;
+    }
+    if (all_equal(reads, size)) {
+        uint stamp = stamp_of_read(region, reads[0]);
+        for (uint i = 0; i < size; i++) {
+            reads[i] = stamp;
         }
-        // A read by another threadgroup stays: it makes every write a race, and no barrier changes that.
+    } else {
+        for (uint i = 0; i < size; i++) {
+            reads[i] = stamp_of_read(region, reads[i]);
+        }
     }
 }
 
-void check_write(const MarlinRegion *region, uint64_t offset, uint size) {
+__attribute__((always_inline)) static inline void check_write_of(
+    const MarlinRegion *region, uint64_t offset, uint size) {
     const State &s = *state;
     if ((region->flags & MARLIN_WRITABLE) == 0) {
         char place[160];
@@ -177,19 +209,42 @@ void check_write(const MarlinRegion *region, uint64_t offset, uint size) {
     }
     uint32_t *writes = region->writes + offset;
     const uint32_t *reads = region->reads + offset;
-    uint now = (s.clock << WHO_BITS) | context.thread.index;
     uint first = s.launch_start << WHO_BITS;
-    for (uint i = 0; i < size; i++) {
+    uint distinct = all_equal(writes, size) && all_equal(reads, size) ? 1 : size;
+    for (uint i = 0; i < distinct; i++) {
         if (writes[i] >= first && !ordered(region, writes[i])) {
             race(region, offset, size, writes[i], "written", "was written");
         }
         if (reads[i] >= first && !ordered(region, reads[i])) {
             race(region, offset, size, reads[i], "written", "was read");
         }
+    }
+    uint now = (s.clock << WHO_BITS) | context.thread.index;
+    for (uint i = 0; i < size; i++) {
         writes[i] = now;
     }
     memset(region->initialised + offset, 1, size);
 }
+
+#define MARLIN_BY_SIZE(function) \
+    switch (size) { \
+    case 1: return function(region, offset, 1); \
+    case 2: return function(region, offset, 2); \
+    case 4: return function(region, offset, 4); \
+    case 8: return function(region, offset, 8); \
+    case 16: return function(region, offset, 16); \
+    default: return function(region, offset, size); \
+    }
+
+void check_read(const MarlinRegion *region, uint64_t offset, uint size) {
+    MARLIN_BY_SIZE(check_read_of)
+}
+
+void check_write(const MarlinRegion *region, uint64_t offset, uint size) {
+    MARLIN_BY_SIZE(check_write_of)
+}
+
+#undef MARLIN_BY_SIZE
 
 void check_atomic(const MarlinRegion *region, uint64_t offset, bool reads, bool writes) {
     const State &s = *state;

@@ -21,6 +21,9 @@ namespace {
 // The lowest page of each stack is never mapped: a kernel with too large arrays stops there.
 constexpr size_t STACK_BYTES = 128 * 1024;
 constexpr size_t GUARD_BYTES = 16384;
+// Stacks start at different offsets: at equal ones the same few sets of the caches would hold them all.
+constexpr size_t COLOUR_BYTES = 16384;
+constexpr size_t COLOUR_STEP = 448;
 
 const char *op_name(SimdOp op) {
     static const char *const names[] = {
@@ -84,7 +87,7 @@ void describe(char *out, size_t bytes, const ThreadState &t) {
 }
 
 unsigned char *stack_end(State &s, uint stack) {
-    return s.stack_memory + (size_t(stack) + 1) * STACK_BYTES;
+    return s.stack_memory + (size_t(stack) + 1) * STACK_BYTES - stack * COLOUR_STEP % COLOUR_BYTES;
 }
 
 void start_threads();
@@ -102,11 +105,14 @@ uint take_stack(State &s) {
 void become(uint index) {
     State &s = *state;
     uint3 threads = context.threads;
-    context.thread.index = index;
-    context.thread.position = make_uint3(
-        index % threads.x, index / threads.x % threads.y, index / (threads.x * threads.y));
-    context.thread.lane = index % context.simd_width;
-    context.thread.group = index / context.simd_width;
+    Thread &t = context.thread;
+    t.index = index;
+    // Divisions by what is 1 nearly always cost as much as all else here.
+    t.position = threads.x == s.count
+        ? make_uint3(index, 0, 0)
+        : make_uint3(index % threads.x, index / threads.x % threads.y, index / (threads.x * threads.y));
+    t.lane = index & (context.simd_width - 1);
+    t.group = index >> s.simd_shift;
     s.threads[index].status = Status::Runnable;
 }
 
@@ -417,6 +423,7 @@ int run(MarlinLaunch *launch, Body body) {
         make_uint3(launch->threadgroups[0], launch->threadgroups[1], launch->threadgroups[2]);
     context.threads = make_uint3(launch->threads[0], launch->threads[1], launch->threads[2]);
     context.simd_width = launch->simd_width;
+    s.simd_shift = uint(__builtin_ctz(launch->simd_width));
     context.simd_groups = (s.count + launch->simd_width - 1) / launch->simd_width;
     s.launch_start = tick();
     run_groups(s);

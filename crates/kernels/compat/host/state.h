@@ -52,7 +52,8 @@ struct Group {
 struct State {
     MarlinLaunch *launch;
     Body body;
-    uint count; // Threads of the threadgroup.
+    uint count;      // Threads of the threadgroup.
+    uint simd_shift; // Of the SIMD width, a power of two.
     uint started;
     uint returned;
     uint at_barrier;
