@@ -47,6 +47,7 @@ typedef unsigned long long ulong;
 #define IN(...) const __VA_ARGS__ *MARLIN_RESTRICT
 #define OUT(...) __VA_ARGS__ *MARLIN_RESTRICT
 #define INOUT(...) __VA_ARGS__ *MARLIN_RESTRICT
+#define INOUT_OPTIONAL(...) __VA_ARGS__ *MARLIN_RESTRICT
 #define IN_OPTIONAL(...) const __VA_ARGS__ *MARLIN_RESTRICT
 #define INLINE(...) const __VA_ARGS__ &
 #define DEVICE(...) __VA_ARGS__ *
@@ -416,4 +417,17 @@ MARLIN_INLINE float fast_exp(float v) {
     float out;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v * 1.4426950408889634f));
     return out;
+}
+
+// Programmatic dependent launch (PTX ISA, griddepcontrol; sm_90 and later): the next dispatch may start once every
+// threadgroup has called allow_next(), and waits in wait_for_previous() until this one is done.
+MARLIN_INLINE void allow_next() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+MARLIN_INLINE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
