@@ -1,7 +1,9 @@
 //! Products with quantised matrices: `gemv` and `gemm` of `marlin-kernels`.
 
 use marlin_formats::Matrix;
-use marlin_formats::fragment::{BLOCK_ROWS, FragmentLayout, FragmentMatrix};
+use marlin_formats::fragment::{
+    BLOCK_ROWS, FragmentLayout, FragmentMatrix, FragmentMin, FragmentScale,
+};
 use marlin_kernels::gemm::{Gemm, GemmArgs, GemmConstants, GemmReduce};
 use marlin_kernels::gemv::{Gemv, GemvArgs, GemvConstants};
 use marlin_kernels::signature::ElementType;
@@ -14,11 +16,11 @@ use crate::{Buffer, CommandList, Device, DeviceProperties, GpuError};
 #[derive(Clone, Debug)]
 pub struct FragmentWeights {
     layout: FragmentLayout,
-    parts: usize,
-    codes: Buffer<u32>,
-    scales: Option<Buffer<u8>>,
-    mins: Option<Buffer<u8>>,
-    supers: Option<Buffer<half::f16>>,
+    pub(super) parts: usize,
+    pub(super) codes: Buffer<u32>,
+    pub(super) scales: Option<Buffer<u8>>,
+    pub(super) mins: Option<Buffer<u8>>,
+    pub(super) supers: Option<Buffer<half::f16>>,
 }
 
 impl FragmentWeights {
@@ -34,15 +36,14 @@ impl FragmentWeights {
     ) -> Result<Self, GpuError> {
         let refuse = |reason: String| GpuError::Launch { kernel: label.to_owned(), reason };
         let first = matrices.first().ok_or_else(|| refuse("no matrix".to_owned()))?;
-        let layout =
-            FragmentLayout::new(first.format, first.rows, first.cols, first.tensor_scale)
-                .ok_or_else(|| {
-                    refuse(format!(
-                        "{} has no fragment layout: its groups are not 16, 32 or a multiple of 64 \
+        let layout = FragmentLayout::new(first.format, first.rows, first.cols, first.tensor_scale)
+            .ok_or_else(|| {
+                refuse(format!(
+                    "{} has no fragment layout: its groups are not 16, 32 or a multiple of 64 \
                          columns",
-                        first.format
-                    ))
-                })?;
+                    first.format
+                ))
+            })?;
         let mut all = FragmentMatrix::default();
         for matrix in matrices {
             let packed = layout.pack(matrix).map_err(|e| refuse(e.to_string()))?;
@@ -104,7 +105,17 @@ impl FragmentWeights {
         self.layout.bytes() * self.parts
     }
 
-    fn group_constant(&self) -> u32 {
+    /// Whether units of 128 columns have one scale.
+    fn allows_wide(&self) -> bool {
+        self.layout.blocks().is_multiple_of(2) && self.group_constant().is_multiple_of(128)
+    }
+
+    /// Whether scales can multiply the weights in f16.
+    fn allows_prescaled(&self) -> bool {
+        self.layout.scale == FragmentScale::F16 && self.layout.min == FragmentMin::None
+    }
+
+    pub(super) fn group_constant(&self) -> u32 {
         if self.layout.group == self.layout.padded_cols() { 0 } else { self.layout.group as u32 }
     }
 }
@@ -149,60 +160,75 @@ pub struct GemmShape {
     /// Units of 128 columns instead of 64; needs an even number of blocks, and groups of a multiple of
     /// 128 columns or of the whole row.
     pub wide: bool,
+    /// Rounds of x in threadgroup memory at a time, where staged: 2, 3 or 4.
+    pub stages: u32,
+    /// Scales multiply the weights in f16 instead of the sums in f32; needs f16 scales and no minimums.
+    pub prescaled: bool,
 }
 
 impl GemmShape {
-    /// A shape that is good without measuring, for a matrix of `rows` and `columns` and so many
-    /// tokens.
+    /// A shape that is good without measuring, for a product with `weights` and so many tokens.
     ///
-    /// Threadgroups take as many rows as still give every compute unit one: x is read once per
-    /// threadgroup. SIMD-groups along k then fill the threadgroup.
+    /// Few tokens: enough SIMD-groups along k that every compute unit has one threadgroup per 16 rows or so. More
+    /// tokens: x is read once per threadgroup, so threadgroups take as many rows as leave no unit without one.
+    /// The numbers are those that were fastest on an H100 (`docs/performance.md`).
     pub fn choose(
         properties: &DeviceProperties,
-        rows: usize,
-        columns: usize,
+        weights: &FragmentWeights,
         tokens: usize,
         gated: bool,
     ) -> Self {
+        let layout = weights.layout();
+        let blocks = layout.blocks() as u32;
+        let wide = weights.allows_wide();
+        // Row blocks that each unit has to take.
+        let share = layout.row_blocks() as f32 / properties.compute_units.max(1) as f32;
         let tiles = (tokens.div_ceil(8) as u32).next_power_of_two().clamp(1, 8);
-        let row_blocks_total = rows.div_ceil(BLOCK_ROWS) as u32;
-        let units = properties.compute_units.max(1);
-        let blocks = columns.div_ceil(64) as u32;
-        let staged = tiles > 1;
-        let mut row_blocks = if gated { 2 } else { 1 };
-        let mut row_groups = 1;
-        if staged {
-            // Room for more rows as long as the units stay busy.
-            if !gated && row_blocks_total / 2 >= units {
-                row_blocks = 2;
-            }
-            let per_group = |groups: u32| groups * if gated { 1 } else { row_blocks };
-            while row_groups < 4 && row_blocks_total / per_group(row_groups * 2) >= units {
-                row_groups *= 2;
-            }
-        }
-        let mut k_groups = (8 / row_groups).clamp(1, 8);
-        // Threadgroup memory: two stages of x, or everybody's sums.
-        let floats = |k: u32| {
-            let sums = k * row_groups * row_blocks * 16 * tiles * 8;
-            let stages = if staged { tiles * 8 * (k * 64 + 16) } else { 0 };
-            sums.max(stages)
+        let (tiles, row_blocks, row_groups, k_groups, depth, stages) = match tiles {
+            1 if share <= 3.0 => (1, 1, 1, 16, 1, 2),
+            1 if share <= 5.0 => (1, 1, 1, 8, 2, 2),
+            1 => (1, 2, 1, 4, 2, 2),
+            2 if share <= 3.0 => (2, 1, 2, 8, 1, 4),
+            2 if share <= 5.0 => (2, 1, 4, 4, 2, 4),
+            2 if share <= 10.0 => (2, 2, 2, 4, 2, 2),
+            2 => (2, 2, 4, 2, 2, 2),
+            _ if share <= 5.0 => (4, 2, 2, 4, 1, 3),
+            tiles => (tiles, 2, 4, 2, 1, 3),
         };
-        while k_groups > 1
-            && (floats(k_groups) * 4 > properties.threadgroup_bytes.min(48 << 10)
-                || k_groups > blocks.next_power_of_two())
-        {
-            k_groups /= 2;
+        let mut shape = Self {
+            tiles,
+            row_blocks: if gated { 2 } else { row_blocks },
+            row_groups,
+            // No more than there are units of work, as a power of two.
+            k_groups: k_groups.min(blocks.next_power_of_two()),
+            // Units of one block are half as long: ask for twice as many.
+            depth: if wide { depth } else { (2 * depth).min(4) },
+            staged: tiles > 1,
+            splits: 1,
+            wide,
+            stages,
+            prescaled: tiles == 8 && weights.allows_prescaled(),
+        };
+        // What does not fit into threadgroup memory: first less of x ahead, then fewer SIMD-groups.
+        while shape.threadgroup_bytes() > properties.threadgroup_bytes {
+            if shape.stages > 2 {
+                shape.stages -= 1;
+            } else if shape.k_groups > 1 {
+                shape.k_groups /= 2;
+            } else if shape.row_groups > 1 {
+                shape.row_groups /= 2;
+            } else {
+                break;
+            }
         }
-        let depth = if tiles >= 4 { 2 } else { 4 };
-        Self { tiles, row_blocks, row_groups, k_groups, depth, staged, splits: 1, wide: false }
+        shape
     }
 
     /// Bytes of threadgroup memory.
     pub fn threadgroup_bytes(&self) -> u32 {
         let sums = self.k_groups * self.row_groups * self.row_blocks * 16 * self.tiles * 8 * 4;
         let columns = self.k_groups * if self.wide { 128 } else { 64 };
-        let stages = 2 * self.tiles * 8 * (columns + 16) * 2;
+        let stages = self.stages * self.tiles * 8 * (columns + 16) * 2;
         sums.max(if self.staged { stages } else { 0 })
     }
 }
@@ -222,8 +248,7 @@ fn sizes<T: Element>(
     epilogue: &Epilogue<'_>,
 ) -> Result<Sizes, GpuError> {
     let FragmentLayout { rows, cols, .. } = weights.layout;
-    let refuse =
-        |reason: String| Err(GpuError::Launch { kernel: "linear".to_owned(), reason });
+    let refuse = |reason: String| Err(GpuError::Launch { kernel: "linear".to_owned(), reason });
     let parts = if epilogue.gated.is_some() { 2 } else { 1 };
     if weights.parts != parts {
         return refuse(format!("{} matrices, expected {parts}", weights.parts));
@@ -235,8 +260,7 @@ fn sizes<T: Element>(
         return refuse(format!("y has {} elements, expected {tokens} × {rows}", y.len()));
     }
     if let Some(bias) = &epilogue.bias {
-        let expected =
-            if parts == 2 { rows.next_multiple_of(BLOCK_ROWS) + rows } else { rows };
+        let expected = if parts == 2 { rows.next_multiple_of(BLOCK_ROWS) + rows } else { rows };
         if bias.len() < expected {
             return refuse(format!("bias has {} elements, expected {expected}", bias.len()));
         }
@@ -264,10 +288,9 @@ pub fn linear<T: Element>(
     tokens: usize,
     epilogue: Epilogue<'_>,
 ) -> Result<(), GpuError> {
-    let FragmentLayout { rows, cols, .. } = weights.layout;
     let fragments = properties.simd_width == 32 && T::TYPE != ElementType::F32;
-    if fragments && cols % 8 == 0 {
-        let shape = GemmShape::choose(properties, rows, cols, tokens, epilogue.gated.is_some());
+    if fragments && weights.layout.cols.is_multiple_of(8) {
+        let shape = GemmShape::choose(properties, weights, tokens, epilogue.gated.is_some());
         gemm(list, shape, weights, x, y, tokens, epilogue, None)
     } else {
         gemv(list, weights, x, y, tokens, epilogue)
@@ -353,9 +376,9 @@ pub fn gemm<T: Element>(
 ) -> Result<(), GpuError> {
     let s = sizes(weights, &x, &y, tokens, &epilogue)?;
     let layout = weights.layout();
-    let refuse =
-        |reason: String| Err(GpuError::Launch { kernel: "gemm".to_owned(), reason });
-    let GemmShape { tiles, row_blocks, row_groups, k_groups, depth, staged, splits, wide } = shape;
+    let refuse = |reason: String| Err(GpuError::Launch { kernel: "gemm".to_owned(), reason });
+    let GemmShape { tiles, row_blocks, row_groups, k_groups, depth, staged, .. } = shape;
+    let GemmShape { splits, wide, stages, prescaled, .. } = shape;
     let gated = epilogue.gated.is_some();
     if !matches!(tiles, 1 | 2 | 4 | 8)
         || !matches!(depth, 1 | 2 | 4)
@@ -363,7 +386,10 @@ pub fn gemm<T: Element>(
         || row_groups * k_groups == 0
         || row_groups * k_groups > 32
         || splits == 0
-        || wide && (layout.blocks() % 2 != 0 || weights.group_constant() % 128 != 0)
+        || !matches!(stages, 2..=4)
+        || (tiles > 1 && !staged)
+        || (wide && !weights.allows_wide())
+        || (prescaled && !weights.allows_prescaled())
     {
         return refuse(format!("{shape:?}, which the kernel does not have"));
     }
@@ -398,6 +424,8 @@ pub fn gemm<T: Element>(
         has_bias: epilogue.bias.is_some(),
         splits,
         wide,
+        stages,
+        prescaled,
     };
     let args = GemmArgs {
         rows: s.rows,
@@ -448,4 +476,3 @@ pub fn gemm<T: Element>(
     }
     Ok(())
 }
-
