@@ -317,10 +317,7 @@ pub fn remember(
             ids,
             places,
             history,
-            args: RememberArgs {
-                tokens: tokens as u32,
-                history_length: history_length as u32,
-            },
+            args: RememberArgs { tokens: tokens as u32, history_length: history_length as u32 },
         },
         Grid::x((tokens as u32).div_ceil(THREADS), THREADS),
     );
