@@ -1,12 +1,17 @@
 //! The ops of a forward pass as dispatches: for each kernel, which grid and constants it runs with.
 
 pub mod activation;
+pub mod attention;
 pub mod embed;
 pub mod hadamard;
+pub mod kv_cache;
 mod lengths;
 pub mod linear;
+pub mod mla;
+pub mod moe;
 pub mod norm;
 pub mod pack;
 pub mod quantise_activations;
 pub mod rope;
+pub mod sample;
 mod vectors;

@@ -1,0 +1,301 @@
+//! Attention over the key/value cache: the op `attention` and its reduction after a split context.
+
+use std::marker::PhantomData;
+
+use marlin_kernels::attention::{
+    Attention as Launcher, AttentionArgs, AttentionConstants, AttentionReduce, AttentionReduceArgs,
+};
+use marlin_kernels::{Element, Grid, View, ViewMut};
+
+use super::kv_cache::{KV_BLOCK, KvAddressing, KvLayout, KvStorage, check_rows};
+use super::lengths::{expect_len, refuse};
+use crate::{CommandList, DeviceProperties, GpuError};
+
+const KERNEL: &str = "attention";
+/// SIMD-groups of a threadgroup.
+const SIMDGROUPS: u32 = 4;
+/// Query rows of a threadgroup.
+const MAX_ROWS: u32 = 8;
+/// What every device has; also what leaves room for two threadgroups on a core of an M-series GPU.
+const THREADGROUP_BYTES: u32 = 32 << 10;
+
+/// A reduction depends on the head's size alone: one pipeline serves every cache.
+pub(super) const REDUCE_CONSTANTS: AttentionConstants = AttentionConstants {
+    head_dim: 0,
+    kv_format: 0,
+    blocks_per_page: 0,
+    row_heads: 1,
+    row_tokens: 1,
+    columns: 1,
+    split: true,
+    softcap: false,
+};
+
+/// How the queries are divided among threadgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowShape {
+    /// Query heads of one key head.
+    pub heads: u32,
+    /// Tokens of one sequence.
+    pub tokens: u32,
+}
+
+impl RowShape {
+    /// For single tokens: all heads of a key head, or equal parts of them, so that the cache is read as
+    /// few times as can be.
+    pub fn decode(layout: &KvLayout, group: u32, properties: &DeviceProperties) -> Self {
+        let most = most_rows(layout, properties);
+        Self { heads: group.div_ceil(group.div_ceil(most).max(1)).max(1), tokens: 1 }
+    }
+
+    /// For runs of tokens: as many as fit.
+    pub fn prefill(layout: &KvLayout, group: u32, properties: &DeviceProperties) -> Self {
+        let Self { heads, .. } = Self::decode(layout, group, properties);
+        Self { heads, tokens: (most_rows(layout, properties) / heads).max(1) }
+    }
+
+    /// Tiles for runs of tokens: `[first token, tokens]` of each, from the `(sequence, position)` of every token.
+    /// A tile's tokens are of one sequence and have consecutive positions.
+    pub fn tiles(&self, tokens: &[(u32, u32)]) -> Vec<u32> {
+        let mut tiles: Vec<u32> = Vec::new();
+        let mut first = 0;
+        for i in 1..=tokens.len() {
+            let ends = tokens.get(i).is_none_or(|&(sequence, position)| {
+                let (before, at) = tokens[i - 1];
+                sequence != before
+                    || position != at.wrapping_add(1)
+                    || (i - first) as u32 == self.tokens
+            });
+            if ends {
+                tiles.extend([first as u32, (i - first) as u32]);
+                first = i;
+            }
+        }
+        tiles
+    }
+}
+
+/// Threadgroup memory of `rows` rows, in floats.
+fn shared_floats(layout: &KvLayout, rows: u32, simd_width: u32) -> u32 {
+    let loop_floats =
+        rows * layout.padded_dim() + SIMDGROUPS * simd_width * rows.next_multiple_of(4);
+    loop_floats.max(SIMDGROUPS * rows * (layout.head_dim() + 2))
+}
+
+fn most_rows(layout: &KvLayout, properties: &DeviceProperties) -> u32 {
+    let limit = properties.threadgroup_bytes.min(THREADGROUP_BYTES);
+    (1..=MAX_ROWS)
+        .rev()
+        .find(|&rows| 4 * shared_floats(layout, rows, properties.simd_width) <= limit)
+        .unwrap_or(1)
+}
+
+/// Parts of a context of at most `context` positions for `tokens` single tokens: enough
+/// threadgroups to fill the device, none with less than two blocks for each of its SIMD-groups.
+pub fn decode_splits(
+    layout: &KvLayout,
+    heads: u32,
+    tokens: u32,
+    context: u32,
+    properties: &DeviceProperties,
+) -> u32 {
+    let group = heads / layout.kv_heads();
+    let rows = RowShape::decode(layout, group, properties);
+    let others = (tokens * layout.kv_heads() * group.div_ceil(rows.heads)).max(1);
+    // Threadgroups of 128 threads and about 90 registers: five fit a streaming multiprocessor, and
+    // one wave of four leaves the scheduler room.
+    let wanted = (4 * properties.compute_units).div_ceil(others);
+    let most = context.div_ceil(2 * SIMDGROUPS * KV_BLOCK);
+    wanted.min(most).max(1)
+}
+
+/// Floats that a split context needs for its partial results; 1 without a split.
+pub fn workspace_len(tokens: u32, heads: u32, splits: u32, head_dim: u32) -> usize {
+    if splits <= 1 {
+        return 1;
+    }
+    tokens as usize * heads as usize * splits as usize * (head_dim as usize + 2)
+}
+
+/// Attention of new tokens, whose keys and values are in the cache already.
+///
+/// Single tokens (decoding, or any mix of tokens) with `tiles: None`; runs of tokens with the tiles of
+/// [`RowShape::tiles`], which share what they read of the cache.
+pub struct Attention<'a, T> {
+    /// `[tokens][heads · head_dim]`, rows `query_stride` apart.
+    pub query: View<'a, T>,
+    /// Elements from one token's queries to the next one's.
+    pub query_stride: u32,
+    /// Query heads, a multiple of the layout's key heads.
+    pub heads: u32,
+    /// The layer's cache.
+    pub cache: View<'a, [u32; 4]>,
+    /// Its layout.
+    pub layout: KvLayout,
+    /// Where sequences are in it.
+    pub addressing: KvAddressing<'a>,
+    /// The sequence of each token, or [`NO_SEQUENCE`](super::kv_cache::NO_SEQUENCE).
+    pub sequences: View<'a, u32>,
+    /// The position of each token.
+    pub positions: View<'a, u32>,
+    /// `[tiles][2]`, for the given shape.
+    pub tiles: Option<(View<'a, u32>, RowShape)>,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// Positions that a token sees, itself included.
+    pub window: Option<u32>,
+    /// `cap · tanh(score / cap)`.
+    pub softcap: Option<f32>,
+    /// Parts of the context; more than 1 only for single tokens.
+    pub splits: u32,
+    /// [`workspace_len`] floats, or more.
+    pub workspace: ViewMut<'a, f32>,
+    /// `[tokens][heads · head_dim]`, rows `out_stride` apart.
+    pub out: ViewMut<'a, T>,
+    /// Elements from one token's outputs to the next one's.
+    pub out_stride: u32,
+}
+
+impl<T: Element> Attention<'_, T> {
+    /// Appends one dispatch, or two where the context is split. No tokens: nothing is appended.
+    ///
+    /// # Errors
+    /// [`GpuError::Launch`] for lengths and shapes that do not fit each other.
+    pub fn encode(
+        self,
+        properties: &DeviceProperties,
+        commands: &mut CommandList,
+    ) -> Result<(), GpuError> {
+        let tokens = self.sequences.len() as u32;
+        let group = self.check(properties)?;
+        if tokens == 0 {
+            return Ok(());
+        }
+        let layout = self.layout;
+        let (tiles, shape) = match &self.tiles {
+            Some((tiles, shape)) => ((tiles.len() / 2) as u32, *shape),
+            None => (tokens, RowShape::decode(&layout, group, properties)),
+        };
+        let split = self.splits > 1;
+        let lane_dims = if layout.storage() == KvStorage::F32 { 4 } else { 8 };
+        let constants = AttentionConstants {
+            head_dim: layout.head_dim(),
+            kv_format: layout.storage().id(),
+            blocks_per_page: self.addressing.blocks_per_page(),
+            row_heads: shape.heads,
+            row_tokens: shape.tokens,
+            columns: (layout.head_dim() / lane_dims).div_ceil(properties.simd_width),
+            split,
+            softcap: self.softcap.is_some(),
+        };
+        commands.launch(
+            Launcher {
+                query: self.query,
+                cache: self.cache,
+                pages: self.addressing.pages(),
+                sequences: self.sequences,
+                positions: self.positions,
+                tiles: self.tiles.map(|(tiles, _)| tiles),
+                out: self.out,
+                partial: self.workspace,
+                args: AttentionArgs {
+                    kv_heads: layout.kv_heads(),
+                    group,
+                    query_stride: self.query_stride,
+                    out_stride: self.out_stride,
+                    stride: self.addressing.stride(),
+                    window: self.window.unwrap_or(0),
+                    scale: self.scale,
+                    softcap: self.softcap.unwrap_or(1.0),
+                },
+                shared: shared_floats(&layout, shape.heads * shape.tokens, properties.simd_width),
+                constants,
+                elements: PhantomData,
+            },
+            Grid::xyz(
+                self.splits,
+                layout.kv_heads() * group.div_ceil(shape.heads),
+                tiles,
+                SIMDGROUPS * properties.simd_width,
+            ),
+        );
+        if split {
+            let threads = 256;
+            commands.launch(
+                AttentionReduce {
+                    partial: self.workspace.read(),
+                    out: self.out,
+                    args: AttentionReduceArgs {
+                        heads: self.heads,
+                        splits: self.splits,
+                        out_stride: self.out_stride,
+                        unused: 0,
+                    },
+                    shared: 4 * threads,
+                    constants: AttentionConstants {
+                        head_dim: layout.head_dim(),
+                        ..REDUCE_CONSTANTS
+                    },
+                    elements: PhantomData,
+                },
+                Grid::xy(self.heads, tokens, threads),
+            );
+        }
+        Ok(())
+    }
+
+    /// Checks everything and gives the query heads of a key head.
+    fn check(&self, properties: &DeviceProperties) -> Result<u32, GpuError> {
+        let layout = self.layout;
+        let tokens = self.sequences.len();
+        if self.heads == 0 || !self.heads.is_multiple_of(layout.kv_heads()) {
+            return Err(refuse(
+                KERNEL,
+                format!(
+                    "{} query heads for {} key heads, expected a multiple",
+                    self.heads,
+                    layout.kv_heads()
+                ),
+            ));
+        }
+        let width = self.heads as usize * layout.head_dim() as usize;
+        expect_len(KERNEL, "positions", self.positions.len(), tokens)?;
+        let (query, out) = (self.query.len(), self.out.len());
+        check_rows(KERNEL, "query", query, tokens, width, self.query_stride as usize)?;
+        check_rows(KERNEL, "out", out, tokens, width, self.out_stride as usize)?;
+        self.addressing.check(KERNEL, self.cache.len(), layout.block_pieces())?;
+        if self.window == Some(0) {
+            return Err(refuse(KERNEL, "a window of 0 positions, expected at least 1".to_owned()));
+        }
+        if let Some((tiles, shape)) = &self.tiles {
+            let rows = shape.heads * shape.tokens;
+            let most = most_rows(&layout, properties);
+            if rows == 0 || rows > most || !tiles.len().is_multiple_of(2) {
+                return Err(refuse(
+                    KERNEL,
+                    format!(
+                        "tiles of {} tokens × {} heads in {} numbers, expected at most {most} rows and two \
+                         numbers a tile",
+                        shape.tokens,
+                        shape.heads,
+                        tiles.len()
+                    ),
+                ));
+            }
+        }
+        if self.splits == 0 || (self.splits > 1 && self.tiles.is_some()) {
+            return Err(refuse(
+                KERNEL,
+                format!("{} splits, expected at least 1, and 1 with tiles", self.splits),
+            ));
+        }
+        let needed = workspace_len(tokens as u32, self.heads, self.splits, layout.head_dim());
+        if self.workspace.len() < needed {
+            return Err(refuse(
+                KERNEL,
+                format!("a workspace of {} floats, expected {needed}", self.workspace.len()),
+            ));
+        }
+        Ok(self.heads / layout.kv_heads())
+    }
+}
