@@ -18,8 +18,8 @@ mod cuda {
 
     use marlin_gpu::cuda::Cuda;
     use marlin_gpu::{Command, CommandList, Device, GpuError, Region};
-    use marlin_kernels::{Allocation, Grid};
     use marlin_kernels::activation::{ActivationConstants, GatedActivation, GatedActivationArgs};
+    use marlin_kernels::{Allocation, Grid};
     use marlin_placement::AccessPattern;
 
     pub(super) fn run() -> Result<(), GpuError> {
@@ -132,7 +132,10 @@ mod cuda {
         let recording = device.record(list)?;
         let completed = device.submit(&recording)?.wait()?;
         let seconds = completed.gpu_time.unwrap_or_default().as_secs_f64();
-        println!("shared memory read by a kernel: {:.1} GB/s", 8.0 * f64::from(columns) / seconds / 1e9);
+        println!(
+            "shared memory read by a kernel: {:.1} GB/s",
+            8.0 * f64::from(columns) / seconds / 1e9
+        );
         Ok(())
     }
 }

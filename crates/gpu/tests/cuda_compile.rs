@@ -80,7 +80,9 @@ fn every_kernel_compiles_for_every_element_type() {
 fn resources(log: &str) -> String {
     let lines: Vec<&str> = log
         .lines()
-        .filter(|line| line.contains("registers") || line.contains("spill") || line.contains("warning"))
+        .filter(|line| {
+            line.contains("registers") || line.contains("spill") || line.contains("warning")
+        })
         .map(|line| line.trim_start_matches("ptxas info    :").trim_start_matches("ptxas").trim())
         .collect();
     lines.join("; ")

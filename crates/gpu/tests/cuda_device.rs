@@ -255,12 +255,14 @@ fn the_host_cannot_reach_private_memory_except_through_staging() {
     let device: &dyn Device = &cuda;
     let buffer = device.allocate::<f32>("private", 4, AccessPattern::DEVICE_ONLY).unwrap();
     let mut out = [0u8; 16];
-    for result in [
-        device.write(buffer.allocation(), 0, &out),
-        device.read(buffer.allocation(), 0, &mut out),
-    ] {
+    for result in
+        [device.write(buffer.allocation(), 0, &out), device.read(buffer.allocation(), 0, &mut out)]
+    {
         let error = result.unwrap_err();
-        assert!(matches!(error, GpuError::HostAccess { mode: StorageMode::Private, .. }), "{error}");
+        assert!(
+            matches!(error, GpuError::HostAccess { mode: StorageMode::Private, .. }),
+            "{error}"
+        );
     }
     device.upload(buffer.allocation(), 4, bytemuck::cast_slice(&[1.0f32, 2.0, 3.0])).unwrap();
     device.upload(buffer.allocation(), 0, bytemuck::cast_slice(&[7.0f32])).unwrap();

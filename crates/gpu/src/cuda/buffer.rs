@@ -133,10 +133,15 @@ pub(super) struct SharedMemory {
 pub(super) enum Memory {
     Private(DeviceMemory),
     /// The host's side is ordinary memory: what is copied from it goes through the staging ring.
-    Managed { device: DeviceMemory, mirror: Mutex<Box<[u8]>> },
+    Managed {
+        device: DeviceMemory,
+        mirror: Mutex<Box<[u8]>>,
+    },
     Shared(Mutex<SharedMemory>),
     /// Kept for as long as the allocation lives.
-    Adopted { _registration: Arc<Registration> },
+    Adopted {
+        _registration: Arc<Registration>,
+    },
 }
 
 /// One allocation.

@@ -6,13 +6,15 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use marlin_kernels::{Allocation, Argument, BindError, Dispatch, KernelParameter};
 use marlin_kernels::signature::ParameterAccess;
+use marlin_kernels::{Allocation, Argument, BindError, Dispatch, KernelParameter};
 use marlin_placement::{Direction, Ledger, Tally};
 
 use super::buffer::{CudaAllocation, Memory, lock};
 use super::context::Context;
-use super::driver::{CopyEnd, CopyParams, Handle, KernelNodeParams, MemsetNodeParams, status};
+use super::driver::{
+    AddDependencies, CopyEnd, CopyParams, EdgeData, Handle, KernelNodeParams, MemsetNodeParams, status,
+};
 use super::pipeline::{Pipeline, Variant};
 use crate::device::{Completed, DeviceProperties, Recording, Submission};
 use crate::{Command, CommandList, GpuError, Region};
@@ -37,9 +39,7 @@ fn is_aliased(dispatch: &Dispatch) -> bool {
         })
         .collect();
     ranges.iter().enumerate().any(|(i, a)| {
-        ranges[i + 1..]
-            .iter()
-            .any(|b| (a.3 || b.3) && a.0 == b.0 && a.1 < b.2 && b.1 < a.2)
+        ranges[i + 1..].iter().any(|b| (a.3 || b.3) && a.0 == b.0 && a.1 < b.2 && b.1 < a.2)
     })
 }
 
@@ -105,7 +105,9 @@ pub(super) fn check_dispatch(
                     ));
                 }
                 if access != bound {
-                    return refuse(format!("\"{name}\" is bound as {bound:?}, expected {access:?}"));
+                    return refuse(format!(
+                        "\"{name}\" is bound as {bound:?}, expected {access:?}"
+                    ));
                 }
                 if *access != ParameterAccess::In && !own.writable {
                     return Err(BindError::ReadOnly { label: own.label.clone() }.into());
@@ -155,7 +157,14 @@ struct Graph {
     context: Arc<Context>,
     graph: Handle,
     executable: Handle,
-    last: Option<Handle>,
+    last: Option<Last>,
+}
+
+/// The node that was added last.
+#[derive(Clone, Copy)]
+struct Last {
+    node: Handle,
+    is_kernel: bool,
 }
 
 impl Drop for Graph {
@@ -191,16 +200,34 @@ impl Graph {
     fn append(
         &mut self,
         call: &'static str,
+        is_kernel: bool,
         add: impl FnOnce(*mut Handle, *const Handle, usize) -> i32,
     ) -> Result<(), GpuError> {
         let mut node = Handle::NULL;
-        let before = self.last;
-        let code = match &before {
-            Some(last) => add(&mut node, last, 1),
+        let code = match &self.last {
+            Some(last) => add(&mut node, &last.node, 1),
             None => add(&mut node, std::ptr::null(), 0),
         };
         self.context.driver.check(call, code)?;
-        self.last = Some(node);
+        self.last = Some(Last { node, is_kernel });
+        Ok(())
+    }
+
+    /// Adds a kernel that waits by itself for the kernel before it, and may begin earlier.
+    fn append_overlapping(
+        &mut self,
+        add_dependencies: AddDependencies,
+        before: Handle,
+        add: impl FnOnce(*mut Handle, *const Handle, usize) -> i32,
+    ) -> Result<(), GpuError> {
+        let mut node = Handle::NULL;
+        let driver = self.context.driver;
+        driver.check("cuGraphAddKernelNode", add(&mut node, std::ptr::null(), 0))?;
+        // SAFETY: both nodes are kernels of this graph; each argument points to one element.
+        let code =
+            unsafe { add_dependencies(self.graph, &before, &node, &EdgeData::PROGRAMMATIC, 1) };
+        driver.check("cuGraphAddDependencies", code)?;
+        self.last = Some(Last { node, is_kernel: true });
         Ok(())
     }
 
@@ -241,9 +268,17 @@ impl Graph {
         let (driver, graph) = (context.driver, self.graph);
         // SAFETY: the parameters match the kernel's signature (checked by `check_dispatch`, and the entry
         // point is generated from the same signature); everything pointed to outlives the call.
-        self.append("cuGraphAddKernelNode", |place, before, count| unsafe {
+        let add = |place, before, count| unsafe {
             (driver.graph_add_kernel)(place, graph, before, count, &node)
-        })
+        };
+        match (self.last, driver.graph_add_dependencies) {
+            (Some(Last { node: before, is_kernel: true }), Some(add_dependencies))
+                if pipeline.waits_itself =>
+            {
+                self.append_overlapping(add_dependencies, before, add)
+            }
+            _ => self.append("cuGraphAddKernelNode", true, add),
+        }
     }
 
     fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError> {
@@ -256,7 +291,7 @@ impl Graph {
         };
         let (driver, graph, context) = (self.context.driver, self.graph, self.context.handle());
         // SAFETY: both regions were checked against their allocations, which the recording keeps.
-        self.append("cuGraphAddMemcpyNode", |place, before, count| unsafe {
+        self.append("cuGraphAddMemcpyNode", false, |place, before, count| unsafe {
             (driver.graph_add_copy)(place, graph, before, count, &node, context)
         })
     }
@@ -272,7 +307,7 @@ impl Graph {
         };
         let (driver, graph, context) = (self.context.driver, self.graph, self.context.handle());
         // SAFETY: the region was checked against its allocation, which the recording keeps.
-        self.append("cuGraphAddMemsetNode", |place, before, count| unsafe {
+        self.append("cuGraphAddMemsetNode", false, |place, before, count| unsafe {
             (driver.graph_add_fill)(place, graph, before, count, &node, context)
         })
     }

@@ -4,9 +4,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use super::driver::{
-    Attribute, Driver, EVENT_DEFAULT, Handle, STREAM_NON_BLOCKING, status,
-};
+use super::driver::{Attribute, Driver, EVENT_DEFAULT, Handle, STREAM_NON_BLOCKING, status};
 use crate::GpuError;
 
 /// The primary context of one GPU, and the one stream that everything runs on. Kept alive by

@@ -12,6 +12,7 @@ use marlin_placement::{
     AccessPattern, Device as MemoryKind, DeviceAccess, Direction, Ledger, Tally,
 };
 
+use super::KIND;
 use super::buffer::{CudaAllocation, Memory, lock};
 use super::commands::{self, Timeline};
 use super::context::{Context, attribute};
@@ -21,7 +22,6 @@ use super::nvrtc::Nvrtc;
 use super::pipeline::{PipelineStatistics, Pipelines, Variant};
 use super::registration::{ALIGNMENT, Registrations};
 use super::staging::Staging;
-use super::KIND;
 use crate::device::{Device, DeviceProperties, Recording, Submission};
 use crate::{Command, CommandList, GpuError};
 
@@ -161,6 +161,8 @@ impl Cuda {
             nvrtc,
             architecture,
             properties.threadgroup_bytes,
+            // griddepcontrol is there from sm_90 on (PTX ISA).
+            capability >= (9, 0) && driver.graph_add_dependencies.is_some(),
             CubinCache::new(settings.cubin_folder),
         );
         Ok(Self {
@@ -244,12 +246,8 @@ impl Device for Cuda {
         bytes: HostBytes,
         site: &'static Location<'static>,
     ) -> Result<Arc<dyn Allocation>, GpuError> {
-        let (registration, pointer) = self.registrations.adopt(
-            &self.context,
-            label,
-            &bytes,
-            self.read_only_registration,
-        )?;
+        let (registration, pointer) =
+            self.registrations.adopt(&self.context, label, &bytes, self.read_only_registration)?;
         let len = bytes.len() as u64;
         Ok(Arc::new(CudaAllocation {
             context: self.context.clone(),
@@ -378,13 +376,8 @@ impl Device for Cuda {
             }
         }
         let pipelines = self.pipelines.get_all(&wanted)?;
-        let recording = commands::record(
-            &self.context,
-            &self.ledger,
-            &self.properties,
-            commands,
-            pipelines,
-        )?;
+        let recording =
+            commands::record(&self.context, &self.ledger, &self.properties, commands, pipelines)?;
         Ok(Arc::new(recording))
     }
 

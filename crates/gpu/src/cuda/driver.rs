@@ -52,6 +52,32 @@ pub(super) struct MemsetNodeParams {
     pub(super) height: usize,
 }
 
+/// `CUgraphEdgeData`.
+#[repr(C)]
+pub(super) struct EdgeData {
+    from_port: u8,
+    to_port: u8,
+    kind: u8,
+    reserved: [u8; 5],
+}
+
+impl EdgeData {
+    /// From `CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC`, `CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC`: the second
+    /// kernel may begin when every threadgroup of the first has said so or ended, and waits itself for the
+    /// first one's end.
+    pub(super) const PROGRAMMATIC: Self =
+        Self { from_port: 1, to_port: 0, kind: 1, reserved: [0; 5] };
+}
+
+/// `cuGraphAddDependencies_v2`.
+pub(super) type AddDependencies = unsafe extern "system" fn(
+    Handle,
+    *const Handle,
+    *const Handle,
+    *const EdgeData,
+    usize,
+) -> c_int;
+
 /// One end of a `CUDA_MEMCPY3D`.
 #[repr(C)]
 pub(super) struct CopyEnd {
@@ -146,6 +172,8 @@ macro_rules! functions {
         /// The loaded driver. Every function is as the CUDA Driver API declares the symbol of that name.
         pub(super) struct Driver {
             $(pub(super) $field: unsafe extern "system" fn($($ty),*) -> c_int,)*
+            /// From CUDA 12.3 on.
+            pub(super) graph_add_dependencies: Option<AddDependencies>,
             /// `major · 1000 + minor · 10`.
             pub(super) version: u32,
         }
@@ -159,6 +187,12 @@ macro_rules! functions {
                         "{file} has no {}: a driver for CUDA 12.0 or later is needed", $symbol
                     )))?
                 },)*
+                graph_add_dependencies: {
+                    // SAFETY: as above.
+                    let found =
+                        unsafe { library.get::<AddDependencies>(b"cuGraphAddDependencies_v2\0") };
+                    found.ok().map(|symbol| *symbol)
+                },
                 version: 0,
             })
         }

@@ -158,7 +158,8 @@ impl Nvrtc {
                 Err(error) => failures.push(format!("{}: {error}", path.display())),
             }
         }
-        let names: Vec<&str> = MAJORS.iter().flat_map(|major| file_names(*major)).copied().collect();
+        let names: Vec<&str> =
+            MAJORS.iter().flat_map(|major| file_names(*major)).copied().collect();
         let place = named.map_or_else(
             || "the system's library folders and the CUDA toolkit".to_owned(),
             |path| format!("{NVRTC_VARIABLE}={}", path.display()),
@@ -285,9 +286,8 @@ impl Nvrtc {
             return Err(error(self.describe("nvrtcCreateProgram", code)));
         }
         // SAFETY: the program was made above; `pointers` are texts that end in zero.
-        let code = unsafe {
-            (self.compile)(program.handle, pointers.len() as c_int, pointers.as_ptr())
-        };
+        let code =
+            unsafe { (self.compile)(program.handle, pointers.len() as c_int, pointers.as_ptr()) };
         let log = program.fetch(self.log_size, self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned();
         if code != 0 {

@@ -9,9 +9,7 @@ use marlin_kernels::{PipelineKey, Target, source};
 
 use super::context::Context;
 use super::cubin_cache::{CubinCache, Key};
-use super::driver::{
-    FUNCTION_MAX_DYNAMIC_SHARED_BYTES, FUNCTION_SHARED_BYTES, Handle,
-};
+use super::driver::{FUNCTION_MAX_DYNAMIC_SHARED_BYTES, FUNCTION_SHARED_BYTES, Handle};
 use super::nvrtc::{Architecture, Compiled, Nvrtc};
 use crate::GpuError;
 
@@ -54,6 +52,13 @@ fn entry_name(pipeline: &PipelineKey) -> String {
     format!("entry_{}", pipeline.symbol())
 }
 
+/// Whether the body of the kernel `name` in `source` has a `wait_for_previous()`.
+fn waits_itself(name: &str, source: &str) -> bool {
+    let body = source.split_once(&format!("kernel void {name}(")).map_or("", |(_, rest)| rest);
+    let body = body.split_once("\nkernel void ").map_or(body, |(body, _)| body);
+    body.lines().any(|line| line.trim_start().starts_with("wait_for_previous();"))
+}
+
 /// Compiles a pipeline without any device: what continuous integration does for every kernel.
 ///
 /// # Errors
@@ -84,6 +89,8 @@ pub(super) struct Pipeline {
     pub(super) function: Handle,
     /// Bytes of threadgroup memory that the kernel declares itself.
     pub(super) static_bytes: u32,
+    /// The kernel waits for the dispatch before it by itself, and may begin before that is done.
+    pub(super) waits_itself: bool,
 }
 
 impl Drop for Pipeline {
@@ -101,6 +108,8 @@ pub(super) struct Pipelines {
     nvrtc: Nvrtc,
     architecture: Architecture,
     shared_limit: u32,
+    /// Whether the GPU and the driver can begin a dispatch before the one before it is done.
+    overlaps: bool,
     cache: CubinCache,
     loaded: Mutex<HashMap<(PipelineKey, Variant), Arc<Pipeline>>>,
     compiled: AtomicU64,
@@ -113,6 +122,7 @@ impl Pipelines {
         nvrtc: Nvrtc,
         architecture: Architecture,
         shared_limit: u32,
+        overlaps: bool,
         cache: CubinCache,
     ) -> Self {
         Self {
@@ -120,6 +130,7 @@ impl Pipelines {
             nvrtc,
             architecture,
             shared_limit,
+            overlaps,
             cache,
             loaded: Mutex::default(),
             compiled: AtomicU64::new(0),
@@ -180,19 +191,24 @@ impl Pipelines {
             &format!("NVRTC {major}.{minor}, driver {}", self.context.driver.version),
         ]);
         if let Some(image) = self.cache.find(key)
-            && let Ok(pipeline) = self.load_image(pipeline, &image)
+            && let Ok(pipeline) = self.load_image(pipeline, &source, &image)
         {
             self.from_disk.fetch_add(1, Relaxed);
             return Ok(pipeline);
         }
         let compiled = self.nvrtc.compile(&symbol, &source, &self.architecture, &options)?;
-        let loaded = self.load_image(pipeline, &compiled.image)?;
+        let loaded = self.load_image(pipeline, &source, &compiled.image)?;
         self.cache.keep(key, &compiled.image);
         self.compiled.fetch_add(1, Relaxed);
         Ok(loaded)
     }
 
-    fn load_image(&self, pipeline: &PipelineKey, image: &[u8]) -> Result<Pipeline, GpuError> {
+    fn load_image(
+        &self,
+        pipeline: &PipelineKey,
+        source: &str,
+        image: &[u8],
+    ) -> Result<Pipeline, GpuError> {
         let driver = self.context.driver;
         self.context.enter()?;
         let mut loaded = Pipeline {
@@ -200,6 +216,7 @@ impl Pipelines {
             module: Handle::NULL,
             function: Handle::NULL,
             static_bytes: 0,
+            waits_itself: self.overlaps && waits_itself(pipeline.kernel.name, source),
         };
         // SAFETY: the image is a whole cubin or PTX text, straight from the compiler or checked
         // against its digest; the context is current.
@@ -208,9 +225,8 @@ impl Pipelines {
         let name = CString::new(entry_name(pipeline))
             .unwrap_or_else(|_| unreachable!("an identifier has no zero byte"));
         // SAFETY: the module was loaded above; the name ends in zero.
-        let code = unsafe {
-            (driver.module_function)(&mut loaded.function, loaded.module, name.as_ptr())
-        };
+        let code =
+            unsafe { (driver.module_function)(&mut loaded.function, loaded.module, name.as_ptr()) };
         driver.check("cuModuleGetFunction", code)?;
         let mut bytes = 0;
         // SAFETY: the first argument points to an integer; the function is the module's.
@@ -234,5 +250,19 @@ impl Pipelines {
             driver.check("cuFuncSetAttribute", code)?;
         }
         Ok(loaded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::waits_itself;
+
+    #[test]
+    fn a_kernel_that_waits_itself_is_told_from_its_neighbours() {
+        let source = "\nkernel void first(\n) {\n    wait_for_previous();\n}\n\
+                      \nkernel void first_reduce(\n) {\n    // No wait_for_previous();\n}\n";
+        assert!(waits_itself("first", source));
+        assert!(!waits_itself("first_reduce", source));
+        assert!(!waits_itself("none", source));
     }
 }

@@ -5,9 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use marlin_backend::HostBytes;
 
 use super::context::Context;
-use super::driver::{
-    DevicePointer, HOST_REGISTER_MAPPED, HOST_REGISTER_READ_ONLY,
-};
+use super::driver::{DevicePointer, HOST_REGISTER_MAPPED, HOST_REGISTER_READ_ONLY};
 use crate::GpuError;
 
 /// What the address of adopted memory must be a multiple of: the widest element of a kernel.
@@ -101,9 +99,8 @@ impl Registrations {
             _bytes: bytes.clone(),
         };
         // SAFETY: the address was registered above.
-        let code = unsafe {
-            (driver.host_device_pointer)(&mut registration.device_pointer, pointer, 0)
-        };
+        let code =
+            unsafe { (driver.host_device_pointer)(&mut registration.device_pointer, pointer, 0) };
         driver.check("cuMemHostGetDevicePointer", code)?;
         let registration = Arc::new(registration);
         known.push(Arc::downgrade(&registration));

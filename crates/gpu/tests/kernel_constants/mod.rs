@@ -5,14 +5,14 @@ use marlin_kernels::{ConstantValues, Kernel, MAX_CONSTANTS};
 
 /// By kernel file: sets of constants that are worth a compilation of their own, each as the values that
 /// differ from [`ordinary`]. A file that is not here is compiled with the ordinary values alone.
-const INTERESTING: &[(&str, &[&[(&str, u32)]])] = &[
-    ("activation", &[&[("ACTIVATION", 0)], &[("ACTIVATION", 1)], &[("ACTIVATION", 2)]]),
-];
+const INTERESTING: &[(&str, &[&[(&str, u32)]])] =
+    &[("activation", &[&[("ACTIVATION", 0)], &[("ACTIVATION", 1)], &[("ACTIVATION", 2)]])];
 
 /// A value that makes sense for a constant of this name in any kernel.
 fn ordinary(name: &str, ty: ScalarType) -> u32 {
     match name {
         "GROUP" | "HEAD_DIM" => 128,
+        "STAGES" => 2,
         "ORDER" => 64,
         "BITS" => 4,
         "BLOCKS_PER_PAGE" => 4,
