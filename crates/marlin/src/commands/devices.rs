@@ -52,6 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
         CliError::with_hint(error.to_string(), hint)
     })?;
     let ceilings = args.measure.then(|| cpu.measure_ceilings());
+    let gpus = gpu::find();
     let device = Device {
         name: cpu.name(),
         description: cpu.description(),
@@ -66,7 +67,14 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
         gmadd_s: ceilings.map(|ceilings| rounded(ceilings.multiply_adds_per_s / 1e9)),
     };
     if args.json {
-        return print_json(&serde_json::json!({ "devices": [device] }));
+        let mut devices = vec![serde_json::to_value(&device).map_err(|error| {
+            CliError::failed(format!("the result cannot be written as JSON: {error}"))
+        })?];
+        devices.extend(gpus.devices.iter().map(|gpu| serde_json::json!(gpu)));
+        return print_json(&serde_json::json!({
+            "devices": devices,
+            "unavailable": gpus.unavailable,
+        }));
     }
     let mut text = format!(
         "{}  {} (of {})\n",
@@ -77,5 +85,93 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
     if let (Some(read), Some(multiply)) = (device.read_gb_s, device.gmadd_s) {
         text += &format!("     reads {read:.1} GB/s, multiplies {multiply:.0} Gmadd/s\n");
     }
+    for gpu in &gpus.devices {
+        text += &format!(
+            "{}  {} ({}, {} units, {:.1} GB): kernels only, no models yet\n",
+            gpu.name,
+            gpu.description,
+            gpu.architecture,
+            gpu.compute_units,
+            gpu.memory_bytes as f64 / 1e9
+        );
+    }
+    for missing in &gpus.unavailable {
+        text += &format!("{}  not usable: {}\n", missing.name, missing.reason);
+    }
     print(&text)
+}
+
+/// GPUs, as far as this build knows them.
+#[derive(Default)]
+struct Gpus {
+    devices: Vec<Gpu>,
+    unavailable: Vec<Unavailable>,
+}
+
+#[derive(Serialize)]
+struct Gpu {
+    /// `cuda:0`, `cuda:1`, …
+    name: String,
+    description: String,
+    architecture: String,
+    compute_units: u32,
+    memory_bytes: u64,
+}
+
+/// A kind of device that cannot be used here, or not fully.
+#[derive(Serialize)]
+struct Unavailable {
+    name: &'static str,
+    reason: String,
+}
+
+#[cfg(all(feature = "cuda", any(target_os = "linux", windows)))]
+mod gpu {
+    use marlin_gpu::GpuError;
+    use marlin_gpu::cuda::{Cuda, devices};
+
+    use super::{Gpu, Gpus, Unavailable};
+
+    const CUDA: &str = "cuda";
+
+    /// Every NVIDIA GPU, and what keeps it from being used.
+    pub(super) fn find() -> Gpus {
+        let mut out = Gpus::default();
+        let mut note = |error: GpuError| {
+            let reason = match error {
+                GpuError::Unavailable { reason, .. } => reason,
+                other => other.to_string(),
+            };
+            out.unavailable.push(Unavailable { name: CUDA, reason });
+        };
+        match devices() {
+            Ok(found) => {
+                // Opening one also finds the compiler, without which none can be used.
+                if let Err(error) = Cuda::open(0) {
+                    note(error);
+                }
+                out.devices = found
+                    .into_iter()
+                    .enumerate()
+                    .map(|(index, properties)| Gpu {
+                        name: format!("{CUDA}:{index}"),
+                        description: properties.name,
+                        architecture: properties.architecture,
+                        compute_units: properties.compute_units,
+                        memory_bytes: properties.total_bytes,
+                    })
+                    .collect();
+            }
+            Err(error) => note(error),
+        }
+        out
+    }
+}
+
+#[cfg(not(all(feature = "cuda", any(target_os = "linux", windows))))]
+mod gpu {
+    /// None: this build knows no GPU.
+    pub(super) fn find() -> super::Gpus {
+        super::Gpus::default()
+    }
 }
