@@ -38,6 +38,8 @@ kernel void gated_activation(
     uint3 group [[threadgroup_position_in_grid]],
     uint3 threads [[threads_per_threadgroup]],
     uint thread_index [[thread_index_in_threadgroup]]) {
+    allow_next();
+    wait_for_previous();
     uint eights = (args.columns + 7u) / 8u;
     uint place = group.x * threads.x + thread_index;
     uint row = place / eights;

@@ -28,6 +28,8 @@ kernel void gather_rows(
     uint3 group [[threadgroup_position_in_grid]],
     uint3 threads [[threads_per_threadgroup]],
     uint thread_index [[thread_index_in_threadgroup]]) {
+    allow_next();
+    wait_for_previous();
     uint id = ids[group.x];
     DEVICE(U) to = out + ulong(group.x) * args.columns;
     for (uint column = thread_index * 8u; column < args.columns; column += threads.x * 8u) {

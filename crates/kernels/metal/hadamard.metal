@@ -74,7 +74,7 @@ static inline void base_transform(THREAD(float) v, uint apart) {
     float d[10];
     UNROLL
     for (uint j = 0u; j < 10u; ++j) {
-        if (j < ORDER / 2u) {
+        if (2u * j < ORDER) {
             float a = v[2u * j * apart];
             float b = v[(2u * j + 1u) * apart];
             s[j] = a + b;
@@ -83,12 +83,12 @@ static inline void base_transform(THREAD(float) v, uint apart) {
     }
     UNROLL
     for (uint i = 0u; i < 10u; ++i) {
-        if (i < ORDER / 2u) {
+        if (2u * i < ORDER) {
             float even = d[i];
             float odd = -s[i];
             UNROLL
             for (uint j = 0u; j < 10u; ++j) {
-                if (j < ORDER / 2u) {
+                if (2u * j < ORDER) {
                     float c = ORDER == 12u ? CONFERENCE_6[(i * 6u + j) % 36u] : CONFERENCE_10[i * 10u + j];
                     even = fma(c, s[j], even);
                     odd = fma(c, d[j], odd);
@@ -129,10 +129,11 @@ static inline uint memory_place(uint v, uint t) {
 // one float a thread for consecutive (v, j); t's low bits are exchanged by v's so that the second falls on all 32
 // banks, the halves of eight by t's so that the first does.
 static inline uint tile_place(uint v, uint t, uint j) {
+    // The parts that t alone decides stand apart: where t is a constant they fold into the instruction.
     if (ORDER == 20u) {
-        return v * 256u + (t ^ (v & 7u)) * 4u + j;
+        return v * 256u + ((t ^ v) & 7u) * 4u + j + (t & ~7u) * 4u;
     }
-    return v * 512u + (t ^ (v & 3u)) * 8u + (j ^ (t & 4u));
+    return v * 512u + ((t ^ v) & 3u) * 8u + (j ^ (t & 4u)) + (t & ~3u) * 8u;
 }
 
 static inline void write_tile(THREADGROUP(float) tile, uint t, THREAD(const float) held) {
@@ -166,39 +167,38 @@ static inline void read_tile(
     }
 }
 
-// Elements from `at` to the end, cut to a vector's eight.
-static inline uint elements_left(ulong elements, ulong at) {
-    if (at >= elements) {
-        return 0u;
-    }
-    ulong left = elements - at;
-    return left < 8u ? uint(left) : 8u;
+static inline uint tile_elements() { return runs() * width() * 64u; }
+
+// Elements of the tile that starts at `start` which are there.
+static inline uint tile_left(ulong elements, ulong start) {
+    ulong left = elements - start;
+    return left < tile_elements() ? uint(left) : tile_elements();
 }
 
-// Thread t's part: loads (·, t, ·) and does the levels over j and v.
-static inline void transform_runs(
-    DEVICE(const T) x, ulong start, ulong elements, uint t, THREAD(float) held) {
+// Thread t's part: loads (·, t, ·) and does the levels over j and v. x: the tile's first element, of `left`.
+static inline void transform_runs(DEVICE(const T) x, uint left, uint t, THREAD(float) held) {
     UNROLL
     for (uint v = 0u; v < 20u; ++v) {
         if (v < runs()) {
-            ulong at = start + memory_place(v, t);
+            uint at = memory_place(v, t);
+            uint count = at < left ? left - at : 0u;
             if (ORDER == 20u) {
-                load_four(x + at, elements_left(elements, at), WHOLE, held + v * 4u);
+                load_four(x + at, count, WHOLE, held + v * 4u);
             } else {
-                load_eight(x + at, elements_left(elements, at), WHOLE, held + v * 8u);
+                load_eight(x + at, count, WHOLE, held + v * 8u);
             }
         }
     }
     UNROLL
     for (uint level = 0u; level < 3u; ++level) {
-        if (level < width_levels() && level < LEVELS) {
+        if (level < width_levels() && level + 1u <= LEVELS) {
             butterflies(held, runs() * width(), 1u << level);
         }
     }
     if (ORDER == 1u) {
         UNROLL
         for (uint level = 9u; level < 13u; ++level) {
-            if (level < LEVELS) {
+            if (level + 1u <= LEVELS) {
                 butterflies(held, runs() * 8u, 8u << (level - 9u));
             }
         }
@@ -224,7 +224,7 @@ static inline void transform_slots(THREADGROUP(float) tile, uint thread_index) {
         }
         UNROLL
         for (uint level = 0u; level < 6u; ++level) {
-            if (level + width_levels() < LEVELS) {
+            if (level + width_levels() + 1u <= LEVELS) {
                 butterflies(held, 64u, 1u << level);
             }
         }
@@ -245,9 +245,12 @@ kernel void hadamard(
     THREADGROUP(float) tile [[threadgroup(0)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]]) {
-    ulong start = ulong(group.x) * (runs() * width() * 64u);
+    allow_next();
+    wait_for_previous();
+    ulong start = ulong(group.x) * tile_elements();
+    uint left = tile_left(args.elements, start);
     float held[MAX_HELD];
-    transform_runs(x, start, args.elements, thread_index, held);
+    transform_runs(x + start, left, thread_index, held);
     write_tile(tile, thread_index, held);
     barrier_threadgroup();
     transform_slots(tile, thread_index);
@@ -257,11 +260,12 @@ kernel void hadamard(
         if (v < runs()) {
             float out[8];
             read_tile(tile, v, thread_index, args.factor, out);
-            ulong at = start + memory_place(v, thread_index);
+            uint at = memory_place(v, thread_index);
+            uint count = at < left ? left - at : 0u;
             if (ORDER == 20u) {
-                store_four(x + at, elements_left(args.elements, at), WHOLE, out);
+                store_four(x + start + at, count, WHOLE, out);
             } else {
-                store_eight(x + at, elements_left(args.elements, at), WHOLE, out);
+                store_eight(x + start + at, count, WHOLE, out);
             }
         }
     }
@@ -289,9 +293,12 @@ kernel void hadamard_quantise(
     THREADGROUP(float) tile [[threadgroup(0)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]]) {
-    ulong start = ulong(group.x) * (runs() * width() * 64u);
+    allow_next();
+    wait_for_previous();
+    ulong start = ulong(group.x) * tile_elements();
+    uint left = tile_left(args.elements, start);
     float held[MAX_HELD];
-    transform_runs(x, start, args.elements, thread_index, held);
+    transform_runs(x + start, left, thread_index, held);
     write_tile(tile, thread_index, held);
     barrier_threadgroup();
     transform_slots(tile, thread_index);
@@ -314,8 +321,8 @@ kernel void hadamard_quantise(
         }
         float scale = code_scale(greatest, code_reach(CODE));
         float inverse = code_inverse(scale);
-        ulong at = start + chunk * 16u;
-        if (at < args.elements) {
+        if (chunk * 16u < left) {
+            ulong at = start + chunk * 16u;
             *device_cast(uint4, codes + at) = make_uint4(
                 four_codes(CODE, out, inverse), four_codes(CODE, out + 4, inverse),
                 four_codes(CODE, out + 8, inverse), four_codes(CODE, out + 12, inverse));
@@ -337,6 +344,8 @@ kernel void hadamard_across(
     uint3 group [[threadgroup_position_in_grid]],
     uint3 threads [[threads_per_threadgroup]],
     uint thread_index [[thread_index_in_threadgroup]]) {
+    allow_next();
+    wait_for_previous();
     uint radix = ORDER == 1u ? 1u << LEVELS : ORDER;
     uint count = args.stride % 4u == 0u ? 4u : 1u;
     uint chunks = args.stride / count;
@@ -355,7 +364,7 @@ kernel void hadamard_across(
     if (ORDER == 1u) {
         UNROLL
         for (uint level = 0u; level < 4u; ++level) {
-            if (level < LEVELS) {
+            if (level + 1u <= LEVELS) {
                 butterflies(held, radix * 4u, 4u << level);
             }
         }

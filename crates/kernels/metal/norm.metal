@@ -145,6 +145,8 @@ kernel void rms_norm(
     uint simd_index [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]]) {
     THREADGROUP_ARRAY(float, partial, 128);
+    allow_next();
+    wait_for_previous();
     SimdPlace at;
     at.lane = lane;
     at.width = simd_width;
@@ -179,6 +181,8 @@ kernel void add_rms_norm(
     uint simd_index [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]]) {
     THREADGROUP_ARRAY(float, partial, 128);
+    allow_next();
+    wait_for_previous();
     SimdPlace at;
     at.lane = lane;
     at.width = simd_width;
@@ -211,6 +215,8 @@ kernel void rms_norm_add(
     uint simd_index [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]]) {
     THREADGROUP_ARRAY(float, partial, 128);
+    allow_next();
+    wait_for_previous();
     SimdPlace at;
     at.lane = lane;
     at.width = simd_width;

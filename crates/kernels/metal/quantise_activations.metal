@@ -13,7 +13,7 @@ struct QuantiseArgs {
 
 // 0: int8, 1: E4M3.
 SPECIALISE(uint, CODE, 0);
-// Values per scale: 16, 32, 64 or 128; 0 where a token has one (quantise_tokens).
+// quantise_groups: values per scale, 16, 32, 64 or 128.
 SPECIALISE(uint, GROUP, 1);
 // Rows of x and codes start at multiples of 16 bytes and have a multiple of 16 columns.
 SPECIALISE(bool, WHOLE, 2);
@@ -51,6 +51,8 @@ kernel void quantise_groups(
     uint3 group [[threadgroup_position_in_grid]],
     uint3 threads [[threads_per_threadgroup]],
     uint thread_index [[thread_index_in_threadgroup]]) {
+    allow_next();
+    wait_for_previous();
     uint team = GROUP / 16u;
     uint row_groups = (args.columns + GROUP - 1u) / GROUP;
     uint place = group.x * threads.x + thread_index;
@@ -102,6 +104,8 @@ kernel void quantise_tokens(
     uint simd_index [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]]) {
     THREADGROUP_ARRAY(uint, partial, 128);
+    allow_next();
+    wait_for_previous();
     SimdPlace at;
     at.lane = lane;
     at.width = simd_width;

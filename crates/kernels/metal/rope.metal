@@ -86,6 +86,8 @@ kernel void rope(
     uint simd_groups [[simdgroups_per_threadgroup]]) {
     THREADGROUP_ARRAY(float, cosines, MAX_PAIRS);
     THREADGROUP_ARRAY(float, sines, MAX_PAIRS);
+    allow_next();
+    wait_for_previous();
     uint pairs = args.pairs;
     float position = float(positions[group.x]);
     for (uint i = thread_index; i < pairs; i += threads.x) {

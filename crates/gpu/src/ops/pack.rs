@@ -31,8 +31,8 @@ pub struct PackedMatrix {
     sizes: Sizes,
     data: Buffer<u8>,
     scales: Buffer<u8>,
-    zeros: Buffer<u8>,
-    tensor_scale: Buffer<f32>,
+    zeros: Option<Buffer<u8>>,
+    tensor_scale: Option<Buffer<f32>>,
     greatest: Buffer<u32>,
     status: Buffer<Atomic>,
 }
@@ -81,8 +81,14 @@ impl PackedMatrix {
             sizes,
             data: bytes("data", sizes.data)?,
             scales: bytes("scales", sizes.scales)?,
-            zeros: bytes("zero points", sizes.zeros)?,
-            tensor_scale: device.allocate(&format!("{label} tensor scale"), 1, word)?,
+            zeros: match group.zero {
+                true => Some(bytes("zero points", sizes.zeros)?),
+                false => None,
+            },
+            tensor_scale: match group.tensor_scale {
+                true => Some(device.allocate(&format!("{label} tensor scale"), 1, word)?),
+                false => None,
+            },
             greatest: device.allocate(&format!("{label} greatest magnitude"), 1, word)?,
             status: device.allocate(&format!("{label} status"), 2, word)?,
         })
@@ -103,9 +109,14 @@ impl PackedMatrix {
         &self.scales
     }
 
-    /// Zero points: [`marlin_formats::Matrix::zeros`]; meaningless where the format has none.
-    pub fn zeros(&self) -> &Buffer<u8> {
-        &self.zeros
+    /// Zero points, where the format has them: [`marlin_formats::Matrix::zeros`].
+    pub fn zeros(&self) -> Option<&Buffer<u8>> {
+        self.zeros.as_ref()
+    }
+
+    /// The factor of the whole matrix, where the format has one: [`marlin_formats::Matrix::tensor_scale`].
+    pub fn tensor_scale(&self) -> Option<&Buffer<f32>> {
+        self.tensor_scale.as_ref()
     }
 
     /// What went wrong in the pack that has run, if anything did: eight bytes are read.
@@ -182,15 +193,18 @@ impl PackedMatrix {
             }
             Ok::<_, GpuError>(bytes)
         };
-        let written = self.group.tensor_scale && self.sizes.data > 0;
-        let tensor_scale = if written { device.download_all(&self.tensor_scale)?[0] } else { 1.0 };
+        // Nothing is written for a matrix without elements.
+        let tensor_scale = match &self.tensor_scale {
+            Some(scale) if self.sizes.data > 0 => device.download_all(scale)?[0],
+            _ => 1.0,
+        };
         Ok(OwnedMatrix {
             format: self.format,
             rows: self.rows,
             cols: self.cols,
             data: part(&self.data, self.sizes.data)?,
             scales: part(&self.scales, self.sizes.scales)?,
-            zeros: part(&self.zeros, self.sizes.zeros)?,
+            zeros: self.zeros.as_ref().map_or(Ok(Vec::new()), |z| part(z, self.sizes.zeros))?,
             tensor_scale,
         })
     }
@@ -281,7 +295,7 @@ pub fn pack<T: Element>(
     if rows == 0 || cols == 0 {
         // Rows without columns still have scales: zeros, as formats::encode gives.
         fill(list, &out.scales, 0);
-        fill(list, &out.zeros, 0);
+        out.zeros.iter().for_each(|zeros| fill(list, zeros, 0));
         return Ok(());
     }
     if group.tensor_scale {
@@ -297,9 +311,9 @@ pub fn pack<T: Element>(
         list.launch(launcher, Grid::x(groups as u32, REGION_THREADS));
     }
     let greatest = Some(out.greatest.view());
-    let (data, scales, zeros) =
-        (out.data.view_mut()?, out.scales.view_mut()?, out.zeros.view_mut()?);
-    let tensor_scale = out.tensor_scale.view_mut()?;
+    let (data, scales) = (out.data.view_mut()?, out.scales.view_mut()?);
+    let zeros = out.zeros.as_ref().map(Buffer::view_mut).transpose()?;
+    let tensor_scale = out.tensor_scale.as_ref().map(Buffer::view_mut).transpose()?;
     let elements = PhantomData;
     if matches!(group.group, Group::Size(8 | 16 | 32 | 64 | 128)) {
         let launcher = PackGroups {

@@ -90,7 +90,8 @@ pub fn quantise_activations<T: Element>(
     let elements = PhantomData;
     match group {
         ActivationGroup::Token => {
-            let constants = QuantiseActivationsConstants { code, group: 0, whole };
+            // The group is the other kernel's; any will do.
+            let constants = QuantiseActivationsConstants { code, group: 16, whole };
             let grid = Grid::x(rows as u32, row_threads(columns, rows));
             list.launch(QuantiseTokens { x, codes, scales, args, constants, elements }, grid);
         }
