@@ -5,8 +5,27 @@ use marlin_kernels::{ConstantValues, Kernel, MAX_CONSTANTS};
 
 /// By kernel file: sets of constants that are worth a compilation of their own, each as the values that
 /// differ from [`ordinary`]. A file that is not here is compiled with the ordinary values alone.
-const INTERESTING: &[(&str, &[&[(&str, u32)]])] =
-    &[("activation", &[&[("ACTIVATION", 0)], &[("ACTIVATION", 1)], &[("ACTIVATION", 2)]])];
+const INTERESTING: &[(&str, &[&[(&str, u32)]])] = &[
+    ("activation", &[&[("ACTIVATION", 0)], &[("ACTIVATION", 1)], &[("ACTIVATION", 2)]]),
+    (
+        "hadamard",
+        &[
+            &[("ORDER", 1), ("LEVELS", 12), ("WHOLE", 1)],
+            &[("ORDER", 12), ("LEVELS", 8), ("WHOLE", 1)],
+            &[("ORDER", 20), ("LEVELS", 8), ("WHOLE", 1)],
+        ],
+    ),
+    ("norm", &[&[("WHOLE", 1)]]),
+    (
+        "pack",
+        &[
+            &[("CODE", 0), ("BITS", 4), ("SCALE", 3), ("TENSOR_SCALE", 1), ("WHOLE", 1)],
+            &[("CODE", 2), ("BITS", 3), ("ZERO", 1)],
+            &[("CODE", 2), ("BITS", 8), ("SCALE", 1), ("WHOLE", 1)],
+        ],
+    ),
+    ("rope", &[&[("Q_NORM", 1), ("K_NORM", 1)]]),
+];
 
 /// A value that makes sense for a constant of this name in any kernel.
 fn ordinary(name: &str, ty: ScalarType) -> u32 {
