@@ -16,7 +16,7 @@ fn device() -> Box<dyn Device> {
 }
 
 fn constants(meeting: u32) -> FaultsConstants {
-    FaultsConstants { has_x: true, meeting, waits: 1 }
+    FaultsConstants { has_x: true, meeting, waits: 1, early: 0 }
 }
 
 /// Runs `launcher` and gives the kernel's and the fault's text.
@@ -476,4 +476,36 @@ fn an_asynchronous_copy_arrives_when_it_is_waited_for() {
     let stages = CopyTwoStages { x: x.view(), y: y.view_mut().unwrap(), constants: constants(0) };
     common::run(&*device, stages, Grid::x(1, 64)).unwrap();
     assert_eq!(device.download_all(&y).unwrap(), values);
+}
+
+#[test]
+fn before_the_previous_dispatch_is_done_only_what_nobody_writes_is_touched() {
+    let device = device();
+    let x = device.upload_new("x", &[1_u32; 8]).unwrap();
+    let y = common::output::<u32>(&*device, 8);
+    let launcher = |early| TouchEarly {
+        x: x.view(),
+        y: y.view_mut().unwrap(),
+        constants: FaultsConstants { early, ..constants(0) },
+    };
+    common::run(&*device, launcher(0), Grid::x(1, 8)).unwrap();
+    // Weights may be read early.
+    common::run(&*device, launcher(1), Grid::x(1, 8)).unwrap();
+    assert_fault!(
+        device,
+        launcher(2),
+        Grid::x(1, 8),
+        "touch_early",
+        "\"y\" is written before wait_for_previous",
+    );
+    let increment = Increment { y: x.view_mut().unwrap(), constants: constants(0) };
+    common::run(&*device, increment, Grid::x(1, 8)).unwrap();
+    common::run(&*device, launcher(0), Grid::x(1, 8)).unwrap();
+    assert_fault!(
+        device,
+        launcher(1),
+        Grid::x(1, 8),
+        "touch_early",
+        "\"x\" is read before wait_for_previous",
+    );
 }

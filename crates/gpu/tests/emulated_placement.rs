@@ -13,7 +13,7 @@ use marlin_kernels::test_kernels::faults::{
 use marlin_kernels::{BindError, Grid};
 use marlin_placement::{AccessPattern, DeviceAccess, HostAccess, StorageMode};
 
-const CONSTANTS: FaultsConstants = FaultsConstants { has_x: true, meeting: 0, waits: 1 };
+const CONSTANTS: FaultsConstants = FaultsConstants { has_x: true, meeting: 0, waits: 1, early: 0 };
 
 fn words(values: &[u32]) -> &[u8] {
     bytemuck::cast_slice(values)

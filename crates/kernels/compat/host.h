@@ -50,7 +50,3 @@
 
 #define device_cast(T, p) (marlin::cast<T>(marlin::as_device(p)))
 #define threadgroup_cast(T, p) (marlin::cast<T>(marlin::as_threadgroup(p)))
-
-// Dispatches run one after the other.
-static inline void allow_next() {}
-static inline void wait_for_previous() {}

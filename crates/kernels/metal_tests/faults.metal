@@ -295,3 +295,20 @@ kernel void needs_width(
     uint thread_index [[thread_index_in_threadgroup]]) {
     y[thread_index] = thread_index;
 }
+
+// What touches memory before the dispatch before is done. 0: nothing, 1: x is read, 2: y is written.
+SPECIALISE(uint, EARLY, 3);
+kernel void touch_early(
+    IN(uint) x [[buffer(0)]],
+    OUT(uint) y [[buffer(1)]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+    uint value = 0u;
+    allow_next();
+    if (EARLY == 1u) {
+        value = x[thread_index];
+    } else if (EARLY == 2u) {
+        y[thread_index] = 0u;
+    }
+    wait_for_previous();
+    y[thread_index] = value + x[thread_index];
+}

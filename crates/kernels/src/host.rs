@@ -14,6 +14,8 @@ pub mod region_flags {
     pub const OUTPUT: u32 = 2;
     /// An optional buffer that is not bound.
     pub const ABSENT: u32 = 4;
+    /// Some command wrote it.
+    pub const CHANGES: u32 = 16;
 }
 
 /// Memory that a kernel's pointer may reach.

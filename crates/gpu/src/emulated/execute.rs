@@ -29,6 +29,7 @@ pub(crate) fn run(recording: &EmulatedRecording, device: &Arc<Shared>) -> Result
                 let found = memory::find(device, &region.allocation)?;
                 let range = found.range(region.offset, region.bytes)?;
                 found.device_write(&execution, range.clone(), &vec![*value; range.len()]);
+                found.command_wrote(&execution);
             }
         }
     }
@@ -51,6 +52,7 @@ fn copy(
     let initialised = from.initialised(execution, from_range);
     to.device_write(execution, to_range.clone(), &bytes);
     to.set_initialised(execution, to_range, &initialised);
+    to.command_wrote(execution);
     Ok(())
 }
 
@@ -163,7 +165,7 @@ fn bind(
     }
     // Where everything was written before and nothing is written now, a read needs no look.
     let known = found.is_adopted() || !contents.initialised[range.clone()].contains(&0);
-    if written || !known {
+    if written || contents.changes || !known {
         region.initialised = contents.initialised[range.clone()].as_mut_ptr();
         region.checked = 1;
     }
@@ -175,5 +177,8 @@ fn bind(
         ParameterAccess::Out => region_flags::WRITABLE | region_flags::OUTPUT,
         ParameterAccess::InOut => region_flags::WRITABLE,
     };
+    if contents.changes {
+        region.flags |= region_flags::CHANGES;
+    }
     Ok(())
 }

@@ -72,6 +72,8 @@ pub(crate) struct Contents {
     pub(crate) reads: Vec<u32>,
     /// The device's count when the stamps were last void.
     pub(crate) generation: u32,
+    /// Whether a command ever wrote it, which weights never see.
+    pub(crate) changes: bool,
 }
 
 impl Contents {
@@ -85,6 +87,7 @@ impl Contents {
 
     /// Makes the stamps ready for a dispatch that may write.
     pub(crate) fn stamp(&mut self, len: usize, generation: u32) {
+        self.changes = true;
         if self.writes.is_empty() || self.generation != generation {
             self.writes = vec![0; len];
             self.reads = vec![0; len];
@@ -187,6 +190,7 @@ impl EmulatedAllocation {
                 writes: Vec::new(),
                 reads: Vec::new(),
                 generation: 0,
+                changes: false,
             }),
         }
     }
@@ -215,6 +219,7 @@ impl EmulatedAllocation {
                 writes: Vec::new(),
                 reads: Vec::new(),
                 generation: 0,
+                changes: false,
             }),
         }
     }
@@ -233,7 +238,7 @@ impl EmulatedAllocation {
 
     /// Bytes `offset..offset + len`, if they are inside.
     pub(crate) fn range(&self, offset: u64, len: u64) -> Result<Range<usize>, BindError> {
-        let end = offset.checked_add(len).unwrap_or(u64::MAX);
+        let end = offset.saturating_add(len);
         if end > self.bytes {
             return Err(BindError::OutOfBounds {
                 label: self.label.clone(),
@@ -345,6 +350,12 @@ impl EmulatedAllocation {
         // SAFETY: the only reference, dropped at the end of this function.
         let contents = unsafe { self.contents(lock) };
         if self.adopted { vec![1; range.len()] } else { contents.initialised[range].to_vec() }
+    }
+
+    /// Says that a command wrote it.
+    pub(crate) fn command_wrote(&self, lock: &Execution) {
+        // SAFETY: the only reference, dropped at the end of this function.
+        unsafe { self.contents(lock) }.changes = true;
     }
 
     pub(crate) fn set_initialised(&self, lock: &Execution, range: Range<usize>, values: &[u8]) {

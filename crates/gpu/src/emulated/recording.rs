@@ -167,30 +167,42 @@ fn check_launch(dispatch: &Dispatch, properties: &DeviceProperties) -> Result<()
 /// Inputs may be read through caches that do not see the same dispatch's writes, so no byte may be bound as
 /// an input and as an output.
 fn check_overlap(dispatch: &Dispatch) -> Result<(), GpuError> {
-    let bound: Vec<(&str, &Arc<dyn Allocation>, Range<u64>, ParameterAccess)> = dispatch
+    struct Bound<'a> {
+        name: &'a str,
+        allocation: &'a Arc<dyn Allocation>,
+        range: Range<u64>,
+        written: bool,
+    }
+    let bound: Vec<Bound<'_>> = dispatch
         .arguments
         .iter()
         .zip(dispatch.pipeline.kernel.parameters)
         .filter_map(|(argument, parameter)| match argument {
-            Argument::Buffer { allocation, offset, bytes, access } => {
-                Some((parameter.name(), allocation, *offset..offset + bytes, *access))
-            }
+            Argument::Buffer { allocation, offset, bytes, access } => Some(Bound {
+                name: parameter.name(),
+                allocation,
+                range: *offset..offset + bytes,
+                written: *access != ParameterAccess::In,
+            }),
             _ => None,
         })
         .collect();
-    for (i, (name, allocation, range, access)) in bound.iter().enumerate() {
-        for (other_name, other, other_range, other_access) in &bound[..i] {
-            let overlap = Arc::ptr_eq(allocation, other)
-                && range.start < other_range.end
-                && other_range.start < range.end;
-            let written = *access != ParameterAccess::In || *other_access != ParameterAccess::In;
-            if overlap && written {
+    for (i, one) in bound.iter().enumerate() {
+        for other in &bound[..i] {
+            let overlap = Arc::ptr_eq(one.allocation, other.allocation)
+                && one.range.start < other.range.end
+                && other.range.start < one.range.end;
+            if overlap && (one.written || other.written) {
                 return Err(GpuError::Launch {
                     kernel: dispatch.pipeline.symbol(),
                     reason: format!(
-                        "\"{other_name}\" and \"{name}\" share bytes of \"{}\" ({other_range:?} and {range:?}) \
-                         and one of them is written, expected one in-out parameter or ranges apart",
-                        allocation.label()
+                        "\"{}\" and \"{}\" share bytes of \"{}\" ({:?} and {:?}) and one of them is \
+                         written, expected one in-out parameter or ranges apart",
+                        other.name,
+                        one.name,
+                        one.allocation.label(),
+                        other.range,
+                        one.range
                     ),
                 });
             }

@@ -143,6 +143,16 @@ static inline bool all_written(const unsigned char *initialised, uint size) {
     return true;
 }
 
+// Remembers, for wait_for_previous, an access that the dispatch before may not be done with.
+static inline void touch(const MarlinRegion *region, bool write) {
+    if ((region->flags & MARLIN_THREADGROUP) == 0
+        && (write || (region->flags & MARLIN_CHANGES) != 0)) {
+        ThreadState &t = state->threads[context.thread.index];
+        t.touched = region;
+        t.touched_by_write = write;
+    }
+}
+
 // What the stamp of the last read becomes with this one.
 static uint stamp_of_read(const MarlinRegion *region, uint last) {
     const State &s = *state;
@@ -169,6 +179,7 @@ __attribute__((always_inline)) static inline void check_read_of(
         where(region, offset, size, place, sizeof(place));
         fault("uninitialised: %s is read, and nothing has written it", place);
     }
+    touch(region, false);
     if (region->writes == nullptr) {
         return;
     }
@@ -207,6 +218,7 @@ __attribute__((always_inline)) static inline void check_write_of(
         where(region, offset, size, place, sizeof(place));
         fault("%s is written, but it is an input", place);
     }
+    touch(region, true);
     uint32_t *writes = region->writes + offset;
     const uint32_t *reads = region->reads + offset;
     uint first = s.launch_start << WHO_BITS;
@@ -252,6 +264,7 @@ void check_atomic(const MarlinRegion *region, uint64_t offset, bool reads, bool 
         fault("\"%s\"[%llu] is changed, but it is an input", region->name,
             static_cast<unsigned long long>(offset / 4));
     }
+    touch(region, writes);
     uint now = (s.clock << WHO_BITS) | ATOMIC;
     uint first = s.launch_start << WHO_BITS;
     for (uint i = 0; i < 4; i++) {
@@ -282,6 +295,16 @@ void check_atomic(const MarlinRegion *region, uint64_t offset, bool reads, bool 
         }
         region->writes[at] = now;
         region->initialised[at] = 1;
+    }
+}
+
+void wait_for_previous(uint line) {
+    const ThreadState &t = state->threads[context.thread.index];
+    if (t.touched != nullptr) {
+        fault("\"%s\" is %s before wait_for_previous in line %u, %s", t.touched->name,
+            t.touched_by_write ? "written" : "read", line,
+            t.touched_by_write ? "when the dispatch before may still use it"
+                               : "and another command wrote it, which may not be done");
     }
 }
 

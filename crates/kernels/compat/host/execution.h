@@ -12,6 +12,7 @@ enum : uint32_t {
     MARLIN_OUTPUT = 2,      // Only what this dispatch wrote may be read.
     MARLIN_ABSENT = 4,      // An optional buffer that is not bound.
     MARLIN_THREADGROUP = 8, // Threadgroup memory.
+    MARLIN_CHANGES = 16,    // Some command wrote it: not what stays the same from dispatch to dispatch.
 };
 
 // Memory that a kernel's pointer may reach: one bound view, or one array of threadgroup memory.
@@ -101,6 +102,7 @@ void check_write(const MarlinRegion *region, uint64_t offset, uint size);
 void check_atomic(const MarlinRegion *region, uint64_t offset, bool reads, bool writes);
 
 void barrier(bool device, uint line);
+void wait_for_previous(uint line);
 // All lanes of the SIMD-group meet here. Gives the values by lane, good until the lanes meet again; for
 // a reduction, the result alone.
 const SimdValue *simd_exchange(SimdOp op, SimdValue value, uint line);

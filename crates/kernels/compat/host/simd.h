@@ -7,6 +7,10 @@
 
 static inline void barrier_threadgroup(uint line = __builtin_LINE()) { marlin::barrier(false, line); }
 static inline void barrier_device(uint line = __builtin_LINE()) { marlin::barrier(true, line); }
+// Dispatches run one after the other here, but what a thread touched before it waits is looked at as if
+// they did not.
+static inline void allow_next() {}
+static inline void wait_for_previous(uint line = __builtin_LINE()) { marlin::wait_for_previous(line); }
 static inline void barrier_simdgroup(uint line = __builtin_LINE()) {
     marlin::SimdValue none;
     none.bits = 0;

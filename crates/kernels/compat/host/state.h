@@ -33,6 +33,9 @@ struct ThreadState {
     uint line;
     bool device_barrier;
     SimdOp op;
+    // What it touched of memory that another dispatch may be writing or reading, if it did.
+    const MarlinRegion *touched;
+    bool touched_by_write;
     uint arrays;        // Threadgroup arrays that it has come past.
     uint commits;       // Of asynchronous copies.
     uint first_pending; // In its ring of pending copies.
