@@ -1,7 +1,8 @@
 // Logits as the output head leaves them: penalties, arg-max, softmax, log-probabilities.
 //
 // Rows are long and few, so a row is cut into blocks of SAMPLE_BLOCK logits, one threadgroup each;
-// what a block finds goes through device memory to the next dispatch.
+// what a block finds goes through device memory to the next dispatch. Dispatches are short, so each may be
+// launched while the one before still runs (allow_next, wait_for_previous).
 
 ELEMENTS(T, half, bf16, float);
 
@@ -57,6 +58,8 @@ kernel void logits_prepare(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(atomic_uint, occurrences, SAMPLE_BLOCK);
     THREADGROUP_ARRAY(float, best_values, 128);
     THREADGROUP_ARRAY(uint, best_indices, 128);
@@ -131,6 +134,8 @@ kernel void arg_max_blocks(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(float, best_values, 128);
     THREADGROUP_ARRAY(uint, best_indices, 128);
     Place place = place_of(thread_index, threads.x, lane, simd_group, simd_groups, simd_width);
@@ -163,6 +168,8 @@ kernel void softmax(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(float, partial, 128);
     Place place = place_of(thread_index, threads.x, lane, simd_group, simd_groups, simd_width);
     uint row = group.x * args.columns;
@@ -200,6 +207,8 @@ kernel void softmax_blocks(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(float, partial, 128);
     Place place = place_of(thread_index, threads.x, lane, simd_group, simd_groups, simd_width);
     uint start = group.x * SAMPLE_BLOCK;
@@ -258,6 +267,8 @@ kernel void softmax_apply(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(float, partial, 128);
     Place place = place_of(thread_index, threads.x, lane, simd_group, simd_groups, simd_width);
     float2 row = join_blocks(maxima, sums, group.y * args.blocks, args.blocks, partial, place);
@@ -286,6 +297,8 @@ kernel void token_log_probability(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(float, partial, 128);
     Place place = place_of(thread_index, threads.x, lane, simd_group, simd_groups, simd_width);
     float2 row = join_blocks(maxima, sums, group.x * args.blocks, args.blocks, partial, place);

@@ -1,5 +1,6 @@
 // Mixture of experts around the experts' products: which experts a token goes to and with what weight,
-// tokens brought into order of experts and back.
+// tokens brought into order of experts and back. Dispatches are short, so each may be launched while the one
+// before still runs (allow_next, wait_for_previous).
 
 ELEMENTS(T, half, bf16, float);
 
@@ -59,6 +60,8 @@ kernel void moe_route(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     // What an expert weighs, and what it is chosen by: minus infinity once it cannot be chosen any more.
     THREADGROUP_ARRAY(float, scores, MOE_EXPERTS);
     THREADGROUP_ARRAY(float, choice, MOE_EXPERTS);
@@ -164,6 +167,8 @@ kernel void moe_gather(
     uint3 group [[threadgroup_position_in_grid]],
     uint3 threads [[threads_per_threadgroup]],
     uint thread_index [[thread_index_in_threadgroup]]) {
+    allow_next();
+    wait_for_previous();
     uint column = group.x * threads.x + thread_index;
     if (column < args.columns) {
         out[group.y * args.columns + column] = x[order[group.y] / args.chosen * args.columns + column];
@@ -184,6 +189,8 @@ kernel void moe_combine(
     uint3 group [[threadgroup_position_in_grid]],
     uint3 threads [[threads_per_threadgroup]],
     uint thread_index [[thread_index_in_threadgroup]]) {
+    allow_next();
+    wait_for_previous();
     uint column = group.x * threads.x + thread_index;
     if (column >= args.columns) {
         return;

@@ -88,6 +88,8 @@ kernel void moe_group(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(atomic_uint, counts, MOE_EXPERTS);
     THREADGROUP_ARRAY(uint, starts, MOE_EXPERTS);
     THREADGROUP_ARRAY(uint, block, MOE_BLOCK);
@@ -135,6 +137,8 @@ kernel void moe_count_blocks(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(atomic_uint, counts, MOE_EXPERTS);
     Place place = place_of(thread_index, threads.x, lane, simd_group, simd_groups, simd_width);
     uint first = group.x * MOE_BLOCK;
@@ -161,6 +165,8 @@ kernel void moe_place_blocks(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(atomic_uint, counts, MOE_EXPERTS);
     THREADGROUP_ARRAY(uint, starts, MOE_EXPERTS);
     THREADGROUP_ARRAY(ulong, partial, 128);
@@ -199,6 +205,8 @@ kernel void moe_place_pairs(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(uint, block, MOE_BLOCK);
     Place place = place_of(thread_index, threads.x, lane, simd_group, simd_groups, simd_width);
     uint pair = group.x * MOE_BLOCK + place.index;

@@ -181,6 +181,8 @@ kernel void moe_product(
     uint3 group [[threadgroup_position_in_grid]],
     uint3 threads [[threads_per_threadgroup]],
     uint thread_index [[thread_index_in_threadgroup]]) {
+    allow_next();
+    wait_for_previous();
     // [gate or up][share][row of the block][row of the tile]
     THREADGROUP_ARRAY(float, partial, 2048);
     MoeProductArgs sizes = args;

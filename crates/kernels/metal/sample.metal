@@ -11,6 +11,9 @@
 // radix descent over the keys. Without top-k and top-p the draw goes through the tokens in order of their
 // ids, by the blocks' masses. Weights are summed in fixed point, so neither the order in which threads
 // arrive nor the SIMD width changes a choice.
+//
+// All of these dispatches are short, so each may be launched while the one before still runs
+// (allow_next, wait_for_previous): the launch is most of what there is to gain.
 
 #include "order.h"
 #include "philox.h"
@@ -42,6 +45,8 @@ kernel void sample_remember(
     uint3 group [[threadgroup_position_in_grid]],
     uint3 threads [[threads_per_threadgroup]],
     uint thread_index [[thread_index_in_threadgroup]]) {
+    allow_next();
+    wait_for_previous();
     uint i = group.x * threads.x + thread_index;
     if (i < args.tokens) {
         uint place = places[2u * i + 1u] % args.history_length;
@@ -62,6 +67,8 @@ kernel void arg_max_choose(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(float, best_values, 128);
     THREADGROUP_ARRAY(uint, best_indices, 128);
     Place place = place_of(thread_index, threads.x, lane, simd_group, simd_groups, simd_width);
@@ -145,6 +152,8 @@ kernel void sample_histogram(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(atomic_uint, bins, SAMPLE_BINS);
     THREADGROUP_ARRAY(float, partial, 128);
     THREADGROUP_ARRAY(ulong, partial_mass, 128);
@@ -280,6 +289,8 @@ kernel void sample_candidates(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(float, partial, 128);
     THREADGROUP_ARRAY(ulong, partial_mass, 128);
     // The last class; tokens of this block; where they begin in the list.
@@ -354,6 +365,25 @@ static inline ulong candidate_key(THREAD(const Candidates) c, uint i) {
     return (ulong(c->top - ordered_from_float(c->row[i])) << c->token_bits) | ulong(i);
 }
 
+// Four keys, `step` candidates apart, loaded before any is looked at: what follows a key goes through atomics, which
+// no load would be moved across. Past the end they are greater than every limit.
+struct KeyRun {
+    ulong key[4];
+};
+
+static inline KeyRun candidate_run(THREAD(const Candidates) c, uint first, uint step) {
+    KeyRun out;
+    UNROLL
+    for (uint j = 0u; j < 4u; ++j) {
+        uint i = first + j * step;
+        out.key[j] = ~ulong(0u);
+        if (i < c->count) {
+            out.key[j] = candidate_key(c, i);
+        }
+    }
+    return out;
+}
+
 // Threadgroup memory of a cut.
 struct CutScratch {
     THREADGROUP(atomic_uint) low;   // [256] mass of each digit, in two halves.
@@ -408,19 +438,23 @@ static inline ulong cut(
             atomic_store(&scratch.count[i], 0u);
         }
         barrier_threadgroup();
-        for (uint i = place.index; i < c->count; i += place.threads) {
-            ulong key = candidate_key(c, i);
-            if (key <= limit && (key >> above) == prefix) {
-                uint digit = uint(key >> shift) & ((1u << width) - 1u);
-                ulong weight = cut_weight(kind, f, c, key);
-                uint low = uint(weight & 0xffffffffu);
-                // 64-bit sums from 32-bit atomics: whoever sees the lower half overflow carries.
-                uint carry = atomic_add(&scratch.low[digit], low) + low < low ? 1u : 0u;
-                uint high = uint(weight >> 32u) + carry;
-                if (high > 0u) {
-                    atomic_add(&scratch.high[digit], high);
+        for (uint base = place.index; base < c->count; base += 4u * place.threads) {
+            KeyRun run = candidate_run(c, base, place.threads);
+            UNROLL
+            for (uint j = 0u; j < 4u; ++j) {
+                ulong key = run.key[j];
+                if (key <= limit && (key >> above) == prefix) {
+                    uint digit = uint(key >> shift) & ((1u << width) - 1u);
+                    ulong weight = cut_weight(kind, f, c, key);
+                    uint low = uint(weight & 0xffffffffu);
+                    // 64-bit sums from 32-bit atomics: whoever sees the lower half overflow carries.
+                    uint carry = atomic_add(&scratch.low[digit], low) + low < low ? 1u : 0u;
+                    uint high = uint(weight >> 32u) + carry;
+                    if (high > 0u) {
+                        atomic_add(&scratch.high[digit], high);
+                    }
+                    atomic_add(&scratch.count[digit], 1u);
                 }
-                atomic_add(&scratch.count[digit], 1u);
             }
         }
         barrier_threadgroup();
@@ -457,10 +491,13 @@ static inline ulong cut(
         barrier_threadgroup();
     }
     // The one token left with these digits.
-    for (uint i = place.index; i < c->count; i += place.threads) {
-        ulong key = candidate_key(c, i);
-        if (key <= limit && (key >> shift) == prefix) {
-            scratch.found[0] = key;
+    for (uint base = place.index; base < c->count; base += 4u * place.threads) {
+        KeyRun run = candidate_run(c, base, place.threads);
+        UNROLL
+        for (uint j = 0u; j < 4u; ++j) {
+            if (run.key[j] <= limit && (run.key[j] >> shift) == prefix) {
+                scratch.found[0] = run.key[j];
+            }
         }
     }
     barrier_threadgroup();
@@ -520,6 +557,8 @@ kernel void sample_choose(
     uint simd_group [[simdgroup_index_in_threadgroup]],
     uint simd_groups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     THREADGROUP_ARRAY(float, best_values, 128);
     THREADGROUP_ARRAY(uint, best_indices, 128);
     THREADGROUP_ARRAY(ulong, partial, 128);

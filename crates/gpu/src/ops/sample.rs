@@ -32,8 +32,9 @@ pub const MAX_VOCABULARY: usize = 1 << 19;
 /// Threads of a threadgroup over a block.
 const THREADS: u32 = 256;
 
-/// Threads of the last step: one digit of a key each, and no fewer.
-const CHOOSE_THREADS: u32 = 256;
+/// Threads of the last step: at least one for each of 256 digits. More shorten the way through a row whose
+/// candidates overflow the list; few candidates would rather have fewer barriers to wait at.
+const CHOOSE_THREADS: u32 = 512;
 
 /// 32-bit words of a sequence's settings in device memory.
 pub const SETTINGS_WORDS: usize = 10;

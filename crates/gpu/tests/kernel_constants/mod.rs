@@ -15,6 +15,20 @@ const INTERESTING: &[(&str, &[&[(&str, u32)]])] = &[
             &[("ORDER", 20), ("LEVELS", 8), ("WHOLE", 1)],
         ],
     ),
+    (
+        "moe",
+        &[
+            &[("SCORING", 0), ("RENORMALISE", 1), ("ACCUMULATE", 1)],
+            &[("SCORING", 1), ("RENORMALISE", 1), ("HAS_BIAS", 1)],
+        ],
+    ),
+    (
+        "moe_product",
+        &[
+            &[("CODE", 2), ("SCALE", 1), ("TILE", 8), ("GATED", 1), ("GATHER", 1)],
+            &[("CODE", 4), ("SCALE", 5), ("MIN", 3), ("GROUP", 16), ("TILE", 4)],
+        ],
+    ),
     ("norm", &[&[("WHOLE", 1)]]),
     (
         "pack",
