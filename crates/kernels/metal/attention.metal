@@ -206,6 +206,8 @@ kernel void attention(
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     uint chunks = (args.group + ROW_HEADS - 1u) / ROW_HEADS;
     uint kv_head = group.y / chunks;
     uint first_head = kv_head * args.group + group.y % chunks * ROW_HEADS;
@@ -498,6 +500,8 @@ kernel void attention_reduce(
     uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     uint quads = HEAD_DIM / 4u;
     uint quad = thread_index % quads;
     uint row = thread_index / quads;

@@ -103,6 +103,8 @@ kernel void kv_append(
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     uint item = group.x * simdgroups + simdgroup;
     bool is_value = item % 2u == 1u;
     uint head = item / 2u % args.kv_heads;

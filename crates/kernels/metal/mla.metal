@@ -210,6 +210,8 @@ kernel void mla_fused(
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     uint share = thread_index / 32u;
     uint shares = threads.x / 32u;
     uint slot = thread_index % 32u;
@@ -300,6 +302,8 @@ kernel void mla_append(
     uint3 group [[threadgroup_position_in_grid]],
     uint lane [[thread_index_in_simdgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     uint token = group.x;
     uint sequence = sequences[token];
     if (sequence == KV_NO_SEQUENCE) {
@@ -347,6 +351,8 @@ kernel void mla_absorb(
     uint3 group [[threadgroup_position_in_grid]],
     uint3 threads [[threads_per_threadgroup]],
     uint thread_index [[thread_index_in_threadgroup]]) {
+    allow_next();
+    wait_for_previous();
     MlaMatrix matrix;
     matrix.codes = codes;
     matrix.scales = scales;
@@ -425,6 +431,8 @@ kernel void mla_expand(
     uint3 group [[threadgroup_position_in_grid]],
     uint3 threads [[threads_per_threadgroup]],
     uint thread_index [[thread_index_in_threadgroup]]) {
+    allow_next();
+    wait_for_previous();
     MlaMatrix matrix;
     matrix.codes = codes;
     matrix.scales = scales;
@@ -481,6 +489,8 @@ kernel void mla_attend(
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]],
     uint simd_width [[threads_per_simdgroup]]) {
+    allow_next();
+    wait_for_previous();
     uint first_head = (group.y * simdgroups + simdgroup) * ROW_HEADS;
     if (first_head >= args.heads) {
         return;
