@@ -32,18 +32,10 @@ SPECIALISE(bool, TENSOR_SCALE, 4);
 // Rows of the source start at multiples of 16 bytes and have a multiple of 8 columns.
 SPECIALISE(bool, WHOLE, 5);
 
+#include "group_formats.h"
 #include "quantise.h"
 #include "reduce.h"
 #include "vector.h"
-
-#define PACK_E2M1 0u
-#define PACK_E4M3 1u
-#define PACK_INTEGER 2u
-
-#define SCALE_IS_F16 0u
-#define SCALE_IS_F32 1u
-#define SCALE_IS_E8M0 2u
-#define SCALE_IS_E4M3 3u
 
 // ---- Status --------------------------------------------------------------------------------------
 //
@@ -78,14 +70,6 @@ static inline uint e2m1_from_float(float x) {
     uint magnitude = uint(a > 0.25f) + uint(a >= 0.75f) + uint(a > 1.25f) + uint(a >= 1.75f)
         + uint(a > 2.5f) + uint(a >= 3.5f) + uint(a > 5.0f);
     return magnitude | ((as_uint(x) >> 28u) & 8u);
-}
-
-static inline float float_from_e4m3_code(uint code) {
-    uint magnitude = code & 0x7fu;
-    if (magnitude < 8u) {
-        return float(magnitude) * 0.001953125f;
-    }
-    return as_float((magnitude << 20u) + (120u << 23u));
 }
 
 // floor(log2(x)) of a positive number, exactly, subnormals included.
@@ -150,7 +134,7 @@ static inline GroupParameters choose(
         float magnitude = greatest / tensor_scale;
         int exponent = floor_log2(magnitude) - floor_log2(pack_reach()) + 127;
         uint code = magnitude == 0.0f ? 0u : uint(clamp(exponent, 0, 254));
-        out.scale = code == 0u ? as_float(0x00400000u) : as_float(code << 23u);
+        out.scale = float_from_e8m0_code(code);
         if (writes) {
             scales[index] = uchar(code);
         }

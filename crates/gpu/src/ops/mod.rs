@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod dequant_groups;
 pub mod embed;
 pub mod hadamard;
 pub mod kv_cache;

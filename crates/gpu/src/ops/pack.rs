@@ -229,20 +229,30 @@ pub enum PackFault {
     },
 }
 
+/// The kernels' number of a code.
+pub(super) const fn code_constant(code: Code) -> u32 {
+    match code {
+        Code::Fp4 => 0,
+        Code::Fp8 => 1,
+        Code::Int2 | Code::Int3 | Code::Int4 | Code::Int8 => 2,
+    }
+}
+
+/// The kernels' number of a type of scales.
+pub(super) const fn scale_constant(scale: ScaleType) -> u32 {
+    match scale {
+        ScaleType::F16 => 0,
+        ScaleType::F32 => 1,
+        ScaleType::E8M0 => 2,
+        ScaleType::E4M3 => 3,
+    }
+}
+
 fn constants(group: &GroupFormat, whole: bool) -> PackConstants {
     PackConstants {
-        code: match group.code {
-            Code::Fp4 => 0,
-            Code::Fp8 => 1,
-            Code::Int2 | Code::Int3 | Code::Int4 | Code::Int8 => 2,
-        },
+        code: code_constant(group.code),
         bits: group.code.bits(),
-        scale: match group.scale {
-            ScaleType::F16 => 0,
-            ScaleType::F32 => 1,
-            ScaleType::E8M0 => 2,
-            ScaleType::E4M3 => 3,
-        },
+        scale: scale_constant(group.scale),
         zero: group.zero,
         tensor_scale: group.tensor_scale,
         whole,
