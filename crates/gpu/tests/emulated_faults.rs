@@ -509,3 +509,27 @@ fn before_the_previous_dispatch_is_done_only_what_nobody_writes_is_touched() {
         "\"x\" is read before wait_for_previous",
     );
 }
+
+/// Barriers until the clock of the race check starts again.
+const ROUND: u32 = 1 << 21;
+
+#[test]
+fn races_are_found_and_right_kernels_pass_however_many_barriers_there_are() {
+    let device = device();
+    let x = device.upload_new("x", &[0_u32; 8]).unwrap();
+    let y = common::output::<u32>(&*device, 2);
+    let increment = || Increment { y: x.view_mut().unwrap(), constants: constants(DEVICE_BARRIER) };
+    let barriers = |index, meeting| ManyBarriers {
+        y: y.view_mut().unwrap(),
+        args: FaultArgs { index },
+        constants: constants(meeting),
+    };
+    // The clock stands shortly before its end when x is stamped, and shortly after its start next time.
+    common::run(&*device, barriers(ROUND - 50, DEVICE_BARRIER), Grid::x(1, 2)).unwrap();
+    common::run(&*device, increment(), Grid::x(1, 8)).unwrap();
+    common::run(&*device, barriers(100, DEVICE_BARRIER), Grid::x(1, 2)).unwrap();
+    assert_eq!(device.download_all(&y).unwrap(), [1, 0]);
+    common::run(&*device, increment(), Grid::x(1, 8)).unwrap();
+    assert_eq!(device.download_all(&x).unwrap(), [2; 8]);
+    assert_fault!(device, barriers(ROUND, 0), Grid::x(1, 2), "many_barriers", "data race: \"y\"[");
+}

@@ -312,3 +312,18 @@ kernel void touch_early(
     wait_for_previous();
     y[thread_index] = value + x[thread_index];
 }
+
+// y[i] = the next thread's number after `index` barriers, and once more by meet().
+kernel void many_barriers(
+    OUT(uint) y [[buffer(0)]],
+    INLINE(FaultArgs) args [[buffer(1)]],
+    uint3 threads [[threads_per_threadgroup]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+    y[thread_index] = thread_index;
+    for (uint i = 0u; i < args.index; ++i) {
+        barrier_device();
+    }
+    uint next = y[(thread_index + 1u) % threads.x];
+    meet();
+    y[thread_index] = next;
+}

@@ -33,30 +33,29 @@ uint group_of(uint who) {
 
 bool is_threadgroup(const MarlinRegion *region) { return (region->flags & MARLIN_THREADGROUP) != 0; }
 
-// The first moment that counts: earlier accesses were before this dispatch, or in memory of another
-// threadgroup.
-uint first_moment(const MarlinRegion *region) {
-    return is_threadgroup(region) ? state->group_start : state->launch_start;
-}
-
-bool ordered(const MarlinRegion *region, uint stamp) {
-    const State &s = *state;
-    uint moment = stamp >> WHO_BITS;
-    if (moment < first_moment(region)) {
-        return true;
-    }
-    if (moment < s.group_start) {
-        return false; // Another threadgroup of this dispatch.
-    }
-    if (moment < (is_threadgroup(region) ? s.threadgroup_fence : s.device_fence)) {
-        return true;
-    }
+// Past the barriers: whether one thread made both accesses, or a SIMD-group's own barrier lies between.
+bool ordered_in_group(uint stamp) {
     uint who = stamp & WHO_MASK;
     if (who == context.thread.index) {
         return true;
     }
     uint group = group_of(who);
-    return group == context.thread.group && moment < s.simd_fence[group];
+    return group == context.thread.group && (stamp >> WHO_BITS) < state->simd_fence[group];
+}
+
+inline bool ordered(const MarlinRegion *region, uint stamp) {
+    const State &s = *state;
+    if (is_threadgroup(region)) {
+        // Stamps of other threadgroups are older than this one's start, and no matter.
+        return stamp < s.threadgroup_fence << WHO_BITS || ordered_in_group(stamp);
+    }
+    if (stamp < s.launch_start << WHO_BITS) {
+        return true;
+    }
+    if (stamp < s.group_start << WHO_BITS) {
+        return false; // Another threadgroup of this dispatch.
+    }
+    return stamp < s.device_fence << WHO_BITS || ordered_in_group(stamp);
 }
 
 void where(const MarlinRegion *region, uint64_t offset, uint size, char *out, size_t bytes) {
@@ -84,26 +83,37 @@ void where(const MarlinRegion *region, uint64_t offset, uint size, char *out, si
 
 } // namespace
 
+// Before the clock starts again: what was before this dispatch is forgotten, what was in it becomes one
+// moment.
+static void restart_stamps(uint32_t *stamps, uint64_t count) {
+    uint first = state->launch_start << WHO_BITS;
+    for (uint64_t i = 0; i < count; i++) {
+        stamps[i] = stamps[i] < first ? 0 : 1u << WHO_BITS | SEVERAL;
+    }
+}
+
 uint tick() {
     State &s = *state;
     if (s.clock == LAST_MOMENT) {
-        // Forgets what was before: a race across this moment is missed. Once in two million barriers.
+        // A race across this moment is missed. Once in two million barriers.
         for (uint i = 0; i < s.launch->region_count; i++) {
-            MarlinRegion &region = s.launch->regions[i];
+            const MarlinRegion &region = s.launch->regions[i];
             if (region.writes != nullptr) {
-                memset(region.writes, 0, region.bytes * sizeof(uint32_t));
-                memset(region.reads, 0, region.bytes * sizeof(uint32_t));
+                restart_stamps(region.writes, region.bytes);
+                restart_stamps(region.reads, region.bytes);
             }
         }
         memset(s.threadgroup_writes, 0, sizeof(s.threadgroup_writes));
         memset(s.threadgroup_reads, 0, sizeof(s.threadgroup_reads));
         s.launch->generation++;
-        s.clock = 0;
-        s.launch_start = 0;
-        s.group_start = 0;
-        s.device_fence = 0;
-        s.threadgroup_fence = 0;
-        memset(s.simd_fence, 0, sizeof(s.simd_fence));
+        s.launch_start = 1;
+        s.group_start = 1;
+        s.clock = 2;
+        s.device_fence = 2;
+        s.threadgroup_fence = 2;
+        for (uint g = 0; g < MAX_GROUPS; g++) {
+            s.simd_fence[g] = 2;
+        }
     }
     return ++s.clock;
 }
@@ -134,13 +144,15 @@ static inline bool all_equal(const uint32_t *stamps, uint size) {
     return differences == 0;
 }
 
+// The same of bytes that are 1 where something was written, 0 elsewhere.
 static inline bool all_written(const unsigned char *initialised, uint size) {
-    for (uint i = 0; i < size; i++) {
-        if (initialised[i] == 0) {
+    static const unsigned char ones[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    for (; size > 16; size -= 16, initialised += 16) {
+        if (memcmp(initialised, ones, 16) != 0) {
             return false;
         }
     }
-    return true;
+    return memcmp(initialised, ones, size) == 0;
 }
 
 // Remembers, for wait_for_previous, an access that the dispatch before may not be done with.
@@ -158,7 +170,10 @@ static uint stamp_of_read(const MarlinRegion *region, uint last) {
     const State &s = *state;
     uint now = s.clock << WHO_BITS;
     uint mine = now | context.thread.index;
-    if (last == mine || (last >> WHO_BITS) < s.launch_start || ordered(region, last)) {
+    if (last == (now | SEVERAL)) {
+        return last;
+    }
+    if (last == mine || ordered(region, last)) {
         return mine;
     }
     if ((last >> WHO_BITS) < s.group_start) {
@@ -194,7 +209,7 @@ __attribute__((always_inline)) static inline void check_read_of(
             where(region, offset, size, place, sizeof(place));
             fault("uninitialised: output %s is read before this dispatch has written it", place);
         }
-        if (writes[i] >= first && !ordered(region, writes[i])) {
+        if (!ordered(region, writes[i])) {
             race(region, offset, size, writes[i], "read", "was written");
         }
     }
@@ -221,13 +236,12 @@ __attribute__((always_inline)) static inline void check_write_of(
     touch(region, true);
     uint32_t *writes = region->writes + offset;
     const uint32_t *reads = region->reads + offset;
-    uint first = s.launch_start << WHO_BITS;
     uint distinct = all_equal(writes, size) && all_equal(reads, size) ? 1 : size;
     for (uint i = 0; i < distinct; i++) {
-        if (writes[i] >= first && !ordered(region, writes[i])) {
+        if (!ordered(region, writes[i])) {
             race(region, offset, size, writes[i], "written", "was written");
         }
-        if (reads[i] >= first && !ordered(region, reads[i])) {
+        if (!ordered(region, reads[i])) {
             race(region, offset, size, reads[i], "written", "was read");
         }
     }
@@ -282,7 +296,7 @@ void check_atomic(const MarlinRegion *region, uint64_t offset, bool reads, bool 
                   "written it",
                 region->name, static_cast<unsigned long long>(offset / 4));
         }
-        if (write >= first && (write & WHO_MASK) != ATOMIC && !ordered(region, write)) {
+        if ((write & WHO_MASK) != ATOMIC && !ordered(region, write)) {
             race(region, offset, 4, write, "used atomically", "was written");
         }
         uint read = region->reads[at];
@@ -290,7 +304,7 @@ void check_atomic(const MarlinRegion *region, uint64_t offset, bool reads, bool 
             region->reads[at] = now;
             continue;
         }
-        if (read >= first && (read & WHO_MASK) != ATOMIC && !ordered(region, read)) {
+        if ((read & WHO_MASK) != ATOMIC && !ordered(region, read)) {
             race(region, offset, 4, read, "changed atomically", "was read");
         }
         region->writes[at] = now;
