@@ -398,12 +398,24 @@ struct CutScratch {
 #define CUT_TOP_P 1u
 #define CUT_DRAW 2u
 
-static inline ulong cut_weight(uint kind, Filters f, THREAD(const Candidates) c, ulong key) {
-    if (kind == CUT_TOP_K) {
+struct Cut {
+    uint kind;
+    Filters filters;
+    uint top_k;
+    float top_p;
+    ulong total; // What top-p is a part of, where top-k does not cut; otherwise that is the sum found.
+    uint random; // 24 bits.
+};
+
+static inline ulong cut_weight(THREAD(const Cut) cut, THREAD(const Candidates) c, ulong key) {
+    if (cut->kind == CUT_TOP_K) {
         return 1u;
     }
     float logit = float_from_ordered(c->top - uint(key >> c->token_bits));
-    return kind == CUT_TOP_P ? fixed_mass(exp(logit - f.greatest)) : tempered_mass(f, logit);
+    if (cut->kind == CUT_TOP_P) {
+        return fixed_mass(exp(logit - cut->filters.greatest));
+    }
+    return tempered_mass(cut->filters, logit);
 }
 
 // floor(u · total) + 1 for u = bits · 2^-24: sums of whole units pass u · total when they reach it.
@@ -412,87 +424,183 @@ static inline ulong draw_target(uint bits, ulong total) {
     return (total >> 24u) * ulong(bits) + low + 1u;
 }
 
+static inline ulong cut_target(THREAD(const Cut) cut, ulong sum) {
+    if (cut->kind == CUT_TOP_K) {
+        return ulong(cut->top_k);
+    }
+    if (cut->kind == CUT_TOP_P) {
+        return top_p_target(cut->top_p, cut->filters.cuts_k ? sum : cut->total);
+    }
+    return draw_target(cut->random, sum);
+}
+
+static inline void clear_digits(CutScratch scratch, Place place) {
+    for (uint i = place.index; i < 256u; i += place.threads) {
+        atomic_store(&scratch.low[i], 0u);
+        atomic_store(&scratch.high[i], 0u);
+        atomic_store(&scratch.count[i], 0u);
+    }
+    barrier_threadgroup();
+}
+
+// 64-bit sums from 32-bit atomics: whoever sees the lower half overflow carries.
+static inline void add_to_digit(CutScratch scratch, uint digit, ulong weight) {
+    uint low = uint(weight & 0xffffffffu);
+    uint carry = atomic_add(&scratch.low[digit], low) + low < low ? 1u : 0u;
+    uint high = uint(weight >> 32u) + carry;
+    if (high > 0u) {
+        atomic_add(&scratch.high[digit], high);
+    }
+    atomic_add(&scratch.count[digit], 1u);
+}
+
+// How far a cut has come.
+struct Walk {
+    bool begun;
+    ulong target;
+    ulong below;  // Weight before the digits found so far.
+    uint digit;   // The digit found last,
+    uint tokens;  // and tokens that have it.
+};
+
+// Finds the digit at which the sum of weights reaches the target, once all tokens are added. False
+// where all weight together does not.
+static inline bool find_digit(
+    THREAD(const Cut) cut, THREAD(Walk) walk, CutScratch scratch, Place place) {
+    barrier_threadgroup();
+    ulong weight = 0u;
+    if (place.index < 256u) {
+        weight = (ulong(atomic_load(&scratch.high[place.index])) << 32u)
+            | ulong(atomic_load(&scratch.low[place.index]));
+    }
+    Prefix sums = threadgroup_prefix_ulong(weight, scratch.partial, place);
+    if (!walk->begun) {
+        walk->begun = true;
+        walk->target = cut_target(cut, sums.total);
+        if (walk->target > sums.total) {
+            return false;
+        }
+    }
+    ulong reached = walk->below + sums.inclusive;
+    if (place.index < 256u && reached >= walk->target && reached - weight < walk->target) {
+        scratch.found[0] = place.index;
+        scratch.found[1] = reached - weight;
+        scratch.found[2] = atomic_load(&scratch.count[place.index]);
+    }
+    barrier_threadgroup();
+    walk->digit = uint(scratch.found[0]);
+    walk->below = scratch.found[1];
+    walk->tokens = uint(scratch.found[2]);
+    // Everyone has read before the next digit is written.
+    barrier_threadgroup();
+    return true;
+}
+
+// Classes of a whole row, as the first digit: those of the histogram, four and four, and all that is beyond them
+// with the last. Their order is that of the keys, and a flat distribution spreads over them, which it does not over the
+// first bits of floats.
+static inline uint class_of_key(Filters f, THREAD(const Candidates) c, ulong key) {
+    uint bin = bin_of(f, float_from_ordered(c->top - uint(key >> c->token_bits)));
+    return min(bin / (SAMPLE_BINS / 256u), 255u);
+}
+
+// The first digit of a cut through a whole row; lists the tokens of its class, if there is room, as the
+// candidates that are left. False where all weight together does not reach the target.
+static inline bool narrow_row(
+    THREAD(const Cut) cut, THREAD(Candidates) c, THREAD(Walk) walk, ulong limit,
+    DEVICE(uint) keys, DEVICE(uint) tokens, uint capacity, CutScratch scratch, Place place) {
+    clear_digits(scratch, place);
+    for (uint base = place.index; base < c->count; base += 4u * place.threads) {
+        KeyRun run = candidate_run(c, base, place.threads);
+        UNROLL
+        for (uint j = 0u; j < 4u; ++j) {
+            if (run.key[j] <= limit) {
+                add_to_digit(
+                    scratch, class_of_key(cut->filters, c, run.key[j]),
+                    cut_weight(cut, c, run.key[j]));
+            }
+        }
+    }
+    if (!find_digit(cut, walk, scratch, place)) {
+        return false;
+    }
+    if (walk->tokens > capacity) {
+        // Thousands of logits within 1/256 of the range: the digits of floats, from the beginning.
+        walk->begun = false;
+        walk->below = 0u;
+        walk->tokens = 0u;
+        return true;
+    }
+    if (place.index == 0u) {
+        atomic_store(&scratch.count[0], 0u);
+    }
+    // The list may hold what an earlier cut has read.
+    barrier_device();
+    for (uint base = place.index; base < c->count; base += 4u * place.threads) {
+        KeyRun run = candidate_run(c, base, place.threads);
+        UNROLL
+        for (uint j = 0u; j < 4u; ++j) {
+            if (run.key[j] <= limit
+                && class_of_key(cut->filters, c, run.key[j]) == walk->digit) {
+                uint at = atomic_add(&scratch.count[0], 1u);
+                keys[at] = uint(run.key[j] >> c->token_bits);
+                tokens[at] = uint(run.key[j] & ((ulong(1u) << c->token_bits) - 1u));
+            }
+        }
+    }
+    barrier_device();
+    c->listed = true;
+    c->count = walk->tokens;
+    return true;
+}
+
 // The key of the first candidate, in order and up to `limit`, at which the sum of weights reaches the
 // target; `limit` itself where none does.
 //
 // Descends the keys eight bits at a time: weights are added up by digit, and the digit at which the sum
 // passes the target is the next eight bits. The first digits start where the limit's do, so that none are the
-// same for all; a digit with a single token ends it. `total`: of top-p, where top-k does not cut.
-static inline ulong cut(
-    uint kind, Filters f, SamplerSettings s, THREAD(const Candidates) c, ulong limit, ulong total,
-    uint random, CutScratch scratch, Place place) {
+// same for all; a digit with a single token ends it.
+static inline ulong cut_at(
+    THREAD(const Cut) cut, Candidates c, ulong limit, DEVICE(uint) keys, DEVICE(uint) tokens,
+    uint capacity, CutScratch scratch, Place place) {
+    Walk walk;
+    walk.begun = false;
+    walk.target = 0u;
+    walk.below = 0u;
+    walk.digit = 0u;
+    walk.tokens = 0u;
+    if (!c.listed) {
+        if (!narrow_row(cut, &c, &walk, limit, keys, tokens, capacity, scratch, place)) {
+            return limit;
+        }
+    }
     uint high_word = uint(limit >> 32u);
     uint shift = high_word != 0u ? 64u - clz(high_word) : 32u - clz(uint(limit & 0xffffffffu));
     ulong prefix = 0u;
-    ulong below = 0u;
-    ulong target = 0u;
-    bool first = true;
-    uint tokens = 0u;
-    while (shift > 0u && tokens != 1u) {
+    while (shift > 0u && walk.tokens != 1u) {
         uint width = min(shift, 8u);
         uint above = shift;
         shift = shift - width;
-        for (uint i = place.index; i < 256u; i += place.threads) {
-            atomic_store(&scratch.low[i], 0u);
-            atomic_store(&scratch.high[i], 0u);
-            atomic_store(&scratch.count[i], 0u);
-        }
-        barrier_threadgroup();
-        for (uint base = place.index; base < c->count; base += 4u * place.threads) {
-            KeyRun run = candidate_run(c, base, place.threads);
+        clear_digits(scratch, place);
+        for (uint base = place.index; base < c.count; base += 4u * place.threads) {
+            KeyRun run = candidate_run(&c, base, place.threads);
             UNROLL
             for (uint j = 0u; j < 4u; ++j) {
                 ulong key = run.key[j];
                 if (key <= limit && (key >> above) == prefix) {
                     uint digit = uint(key >> shift) & ((1u << width) - 1u);
-                    ulong weight = cut_weight(kind, f, c, key);
-                    uint low = uint(weight & 0xffffffffu);
-                    // 64-bit sums from 32-bit atomics: whoever sees the lower half overflow carries.
-                    uint carry = atomic_add(&scratch.low[digit], low) + low < low ? 1u : 0u;
-                    uint high = uint(weight >> 32u) + carry;
-                    if (high > 0u) {
-                        atomic_add(&scratch.high[digit], high);
-                    }
-                    atomic_add(&scratch.count[digit], 1u);
+                    add_to_digit(scratch, digit, cut_weight(cut, &c, key));
                 }
             }
         }
-        barrier_threadgroup();
-        ulong weight = 0u;
-        if (place.index < 256u) {
-            weight = (ulong(atomic_load(&scratch.high[place.index])) << 32u)
-                | ulong(atomic_load(&scratch.low[place.index]));
+        if (!find_digit(cut, &walk, scratch, place)) {
+            return limit;
         }
-        Prefix sums = threadgroup_prefix_ulong(weight, scratch.partial, place);
-        if (first) {
-            first = false;
-            if (kind == CUT_TOP_K) {
-                target = ulong(s.top_k);
-            } else if (kind == CUT_TOP_P) {
-                target = top_p_target(s.top_p, f.cuts_k ? sums.total : total);
-            } else {
-                target = draw_target(random, sums.total);
-            }
-            if (target > sums.total) {
-                return limit;
-            }
-        }
-        ulong reached = below + sums.inclusive;
-        if (place.index < 256u && reached >= target && reached - weight < target) {
-            scratch.found[0] = place.index;
-            scratch.found[1] = reached - weight;
-            scratch.found[2] = atomic_load(&scratch.count[place.index]);
-        }
-        barrier_threadgroup();
-        prefix = (prefix << width) | scratch.found[0];
-        below = scratch.found[1];
-        tokens = uint(scratch.found[2]);
-        // Everyone has read before the next digit is written.
-        barrier_threadgroup();
+        prefix = (prefix << width) | ulong(walk.digit);
     }
     // The one token left with these digits.
-    for (uint base = place.index; base < c->count; base += 4u * place.threads) {
-        KeyRun run = candidate_run(c, base, place.threads);
+    for (uint base = place.index; base < c.count; base += 4u * place.threads) {
+        KeyRun run = candidate_run(&c, base, place.threads);
         UNROLL
         for (uint j = 0u; j < 4u; ++j) {
             if (run.key[j] <= limit && (run.key[j] >> shift) == prefix) {
@@ -536,15 +644,16 @@ static inline void find_block(
 // numbers drawn so far, counted up by each draw (so one output a slot); tokens: [outputs].
 //
 // One threadgroup of at least 256 threads a sequence. Latency bounds it: some three passes over a few dozen
-// candidates for each of top-k, top-p and the draw, six barriers each.
+// candidates for each of top-k, top-p and the draw, six barriers each. Where the list has overflowed, each of
+// them goes through the row twice, to find a class and to list it anew.
 kernel void sample_choose(
     IN(float) adjusted [[buffer(0)]],
     IN(float) maxima [[buffer(1)]],
     IN(uint) indices [[buffer(2)]],
     IN(ulong) masses [[buffer(3)]],
     IN(uint) counts [[buffer(4)]],
-    IN(uint) keys [[buffer(5)]],
-    IN(uint) candidate_tokens [[buffer(6)]],
+    INOUT(uint) keys [[buffer(5)]],
+    INOUT(uint) candidate_tokens [[buffer(6)]],
     IN(uint) outputs [[buffer(7)]],
     IN(uint) settings [[buffer(8)]],
     INOUT(ulong) draws [[buffer(9)]],
@@ -650,20 +759,34 @@ kernel void sample_choose(
     scratch.partial = partial;
     scratch.found = found;
 
-    // No key is greater than the least likely candidate's.
-    float least = best.value;
-    for (uint i = place.index; i < c.count; i += place.threads) {
-        least = min(least, c.listed ? float_from_ordered(c.top - c.keys[i]) : row[i]);
+    DEVICE(uint) spare_keys = keys + output * args.capacity;
+    DEVICE(uint) spare_tokens = candidate_tokens + output * args.capacity;
+
+    // No key of the list is greater than the least likely candidate's; in a row all keys may be.
+    float least = -INFINITY;
+    if (c.listed) {
+        least = best.value;
+        for (uint i = place.index; i < c.count; i += place.threads) {
+            least = min(least, float_from_ordered(c.top - c.keys[i]));
+        }
+        least = -threadgroup_max(-least, best_values, place);
     }
-    least = -threadgroup_max(-least, best_values, place);
     ulong same = (ulong(1u) << args.token_bits) - 1u;
     ulong limit = (ulong(c.top - ordered_from_float(least)) << args.token_bits) | same;
+    Cut cut;
+    cut.filters = f;
+    cut.top_k = s.top_k;
+    cut.top_p = s.top_p;
+    cut.total = 0u;
+    cut.random = random;
     if (f.cuts_k) {
-        limit = cut(CUT_TOP_K, f, s, &c, limit, 0u, 0u, scratch, place);
+        cut.kind = CUT_TOP_K;
+        limit = cut_at(&cut, c, limit, spare_keys, spare_tokens, args.capacity, scratch, place);
     }
     if (f.cuts_p) {
-        ulong total = sum_of_masses(row_masses, 0u, args.blocks, partial, place);
-        limit = cut(CUT_TOP_P, f, s, &c, limit, total, 0u, scratch, place);
+        cut.kind = CUT_TOP_P;
+        cut.total = sum_of_masses(row_masses, 0u, args.blocks, partial, place);
+        limit = cut_at(&cut, c, limit, spare_keys, spare_tokens, args.capacity, scratch, place);
     }
     if (f.least > -INFINITY) {
         // -0 passes a threshold of 0 and comes after it in the order.
@@ -671,7 +794,9 @@ kernel void sample_choose(
         ulong within = (ulong(c.top - ordered_from_float(threshold)) << args.token_bits) | same;
         limit = within < limit ? within : limit;
     }
-    ulong chosen = cut(CUT_DRAW, f, s, &c, limit, 0u, random, scratch, place);
+    cut.kind = CUT_DRAW;
+    ulong chosen =
+        cut_at(&cut, c, limit, spare_keys, spare_tokens, args.capacity, scratch, place);
     if (place.index == 0u) {
         tokens[output] = uint(chosen & same);
     }
