@@ -8,6 +8,7 @@
 //! | `cuda` | `cuda` | NVIDIA GPUs; driver and NVRTC are loaded when asked for, nothing is linked |
 //! | `emulated` | `emulated` | the CPU, through a C++ compiler at build time; stricter than hardware |
 
+pub mod bench;
 mod command;
 #[cfg(all(feature = "cuda", any(target_os = "linux", windows)))]
 pub mod cuda;

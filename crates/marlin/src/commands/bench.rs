@@ -1,5 +1,7 @@
 //! `marlin bench`: how fast a model runs here, and how fast it could.
 
+mod kernels;
+
 use std::num::NonZeroUsize;
 
 use metal_marlin::benchmark::{Benchmark, BenchmarkOptions};
@@ -16,7 +18,9 @@ use crate::totals::rounded;
 
 /// Measure prefill and decode speed, and compare them with what this machine can do at most
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
 Examples:
   marlin bench -m model.gguf -p 512 -n 128 -r 3 -t 2
   marlin bench --json | jq .decode_tok_s
@@ -26,8 +30,12 @@ llama-bench measures them. Numbers are medians over -r repetitions, after one th
 
 GB/s is what decoding reads: weights, keys and values. The floor is the time that reading alone
 would take at this machine's measured read bandwidth; only a model that fits the caches can exceed
-100 %. The peak is the measured multiply-add rate of the unit that quantised matrix products use.")]
+100 %. The peak is the measured multiply-add rate of the unit that quantised matrix products use."
+)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    part: Option<Part>,
+
     #[command(flatten)]
     model: ModelOptions,
 
@@ -56,6 +64,11 @@ pub(crate) struct Args {
     json: bool,
 }
 
+#[derive(clap::Subcommand)]
+enum Part {
+    Kernels(kernels::Args),
+}
+
 /// The result for scripts. Speeds are medians.
 #[derive(Serialize)]
 struct Report {
@@ -78,6 +91,9 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), CliError> {
+    if let Some(Part::Kernels(args)) = &args.part {
+        return kernels::run(args);
+    }
     if args.prompt == 0 && args.decode == 0 {
         return Err(CliError::Usage("nothing to measure: -p and -n are both 0".to_owned()));
     }
