@@ -474,12 +474,18 @@ fn decoding_agrees_with_the_definition() {
 fn a_split_context_gives_the_same_as_a_whole_one() {
     let lengths = [5, 170];
     for device in common::devices() {
-        for (storage, splits) in
-            [(KvStorage::F16, 2), (KvStorage::F16, 7), (KvStorage::Int8, 3), (KvStorage::Fp4, 40)]
-        {
+        // More splits than blocks leave some without a position; 70 of 256 values are more than one round of
+        // a reduction.
+        for (storage, dim, splits) in [
+            (KvStorage::F16, 64, 2),
+            (KvStorage::F16, 80, 7),
+            (KvStorage::Int8, 64, 3),
+            (KvStorage::Fp4, 64, 40),
+            (KvStorage::F16, 256, 70),
+        ] {
             for paged in [false, true] {
                 let filled =
-                    Filled::<f16>::new(&*device, layout(storage, 2, 64), &lengths, paged, 1.0)
+                    Filled::<f16>::new(&*device, layout(storage, 2, dim), &lengths, paged, 1.0)
                         .unwrap();
                 let query = Query { splits, ..Query::default() };
                 filled.attend(&query, &last(&lengths, 1)).unwrap();
@@ -582,7 +588,9 @@ fn splits_follow_the_context() {
         properties.compute_units = 132;
         assert_eq!(decode_splits(&layout, 32, 1, 100, &properties), 1);
         assert_eq!(decode_splits(&layout, 32, 1, 1 << 15, &properties), 66);
-        assert_eq!(decode_splits(&layout, 32, 64, 1 << 15, &properties), 2);
+        assert_eq!(decode_splits(&layout, 64, 1, 1 << 15, &properties), 49);
+        assert_eq!(decode_splits(&layout, 32, 40, 1 << 15, &properties), 1);
+        assert_eq!(decode_splits(&layout, 32, 4, 1 << 15, &properties), 16);
         assert_eq!(decode_splits(&layout, 32, 1 << 10, 1 << 15, &properties), 1);
     }
 }
@@ -605,7 +613,13 @@ fn lengths_that_do_not_fit_are_refused() {
         refused(plain, &[(0, 1)], 100, "100 elements for 1 rows of 256");
         refused(Query { window: Some(0), ..plain }, &[(0, 1)], 264, "window of 0");
         refused(Query { splits: 0, ..plain }, &[(0, 1)], 264, "0 splits");
-        refused(Query { splits: 2, tiled: true, ..plain }, &[(0, 1)], 264, "1 with tiles");
+        refused(Query { splits: 4000, ..plain }, &[(0, 1)], 264, "4000 splits");
+        refused(
+            Query { splits: 2, tiled: true, ..plain },
+            &[(0, 1)],
+            264,
+            "expected 1 to 1 (1 with tiles)",
+        );
         refused(Query { group: 0, ..plain }, &[(0, 1)], 264, "0 query heads");
     }
 }

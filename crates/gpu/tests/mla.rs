@@ -359,7 +359,7 @@ fn decoding_with_absorbed_weights_equals_attention_over_expanded_keys_and_values
             (1, 16, 32, 32, 8, 1, false),
             (5, 32, 16, 64, 16, 3, true),
             (17, 16, 16, 96, 64, 1, true),
-            (2, 16, 16, 512, 64, 2, false),
+            (2, 16, 16, 512, 64, 40, false),
         ] {
             let layout = LatentLayout { latent, rope };
             let shape = Shape { heads, key_dim, value_dim, layout, splits, paged };

@@ -487,8 +487,9 @@ kernel void attention(
 
 // partial: what `attention` wrote for each token; out: [tokens][heads · HEAD_DIM]. Grid: x heads, y tokens.
 //
-// A thread adds four dimensions of every n-th split, so that a threadgroup has all of its reads under way at once: the
-// sums lie in the second-level cache and latency is what this costs. `shared`: 4 · threads floats.
+// The sums lie in the second-level cache, and latency is what this costs: a thread asks for four dimensions of every n-th
+// split, eight at a time, before it looks at the weights, which pass through threadgroup memory meanwhile. `shared`:
+// 4 · threads + 2 · splits floats.
 kernel void attention_reduce(
     IN(float) partial [[buffer(0)]],
     OUT(T) out [[buffer(1)]],
@@ -507,12 +508,26 @@ kernel void attention_reduce(
     uint row = thread_index / quads;
     uint rows = threads.x / quads;
     uint place = (group.y * args.heads + group.x) * args.splits;
-    DEVICE(const float2) stats = device_cast(const float2,
+    DEVICE(const float2) all_stats = device_cast(const float2,
         partial + ulong(groups.y * args.heads * args.splits) * ulong(HEAD_DIM)) + place;
     DEVICE(const float4) sums =
         device_cast(const float4, partial + ulong(place) * ulong(HEAD_DIM)) + quad;
+    THREADGROUP(float2) stats = threadgroup_cast(float2, shared + 4u * threads.x);
 
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float4 held[8];
+    UNROLL
+    for (uint j = 0u; j < 8u; ++j) {
+        held[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (row < rows && row + j * rows < args.splits) {
+            held[j] = sums[(row + j * rows) * quads];
+        }
+    }
+    for (uint s = thread_index; s < args.splits; s += threads.x) {
+        float2 stat = all_stats[s];
+        stats[s] = stat;
+    }
+    barrier_threadgroup();
+
     // The greatest score of all splits and the weight below it: each SIMD-group finds them for itself.
     float bound = LOWEST;
     for (uint s = lane; s < args.splits; s += simd_width) {
@@ -526,11 +541,22 @@ kernel void attention_reduce(
         weight = fma(exp2(stat.x - bound), stat.y, weight);
     }
     weight = simd_sum(weight);
+
     if (row < rows) {
-        for (uint s = row; s < args.splits; s += rows) {
-            float2 stat = stats[s];
-            float4 part = sums[s * quads];
-            sum = sum + part * exp2(stat.x - bound);
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        for (uint first = row; first < args.splits; first += 8u * rows) {
+            UNROLL
+            for (uint j = 0u; j < 8u; ++j) {
+                uint s = first + j * rows;
+                if (s < args.splits) {
+                    float2 stat = stats[s];
+                    // The first eight are here already.
+                    if (first != row) {
+                        held[j] = sums[s * quads];
+                    }
+                    sum = sum + held[j] * exp2(stat.x - bound);
+                }
+            }
         }
         threadgroup_cast(float4, shared)[row * quads + quad] = sum;
     }

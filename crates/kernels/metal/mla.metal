@@ -95,8 +95,8 @@ SPECIALISE(bool, SPLIT, 10);
 
 // The most tokens of a threadgroup of mla_fused, and heads of a SIMD-group of mla_attend.
 #define MAX_ROWS 4u
-// Positions that mla_attend takes at a time.
-#define BATCH 4u
+// Positions that mla_attend takes at a time: with more, registers leave too few threads.
+#define BATCH 2u
 #define LOWEST -3.0e38f
 
 // What finds a matrix's values.
@@ -472,8 +472,8 @@ struct LatentPieces {
 // A SIMD-group takes ROW_HEADS heads; its lanes own the latent's values, so that what a lane has loaded serves the score
 // (after a sum over the lanes) and, from the same registers, the weighted sum: a position is read once and nothing passes
 // through threadgroup memory. The SIMD-groups of a threadgroup read the same positions at about the same time: the
-// first-level cache serves all but the first. With 4 heads a position costs a lane 72 + 64 multiply-adds and 20
-// exchanges for 36 bytes: arithmetic bounds it from some 8 heads on.
+// first-level cache serves all but the first. Two heads cost a lane 36 + 32 multiply-adds and 10 exchanges a
+// position: arithmetic bounds it from some 8 heads on.
 kernel void mla_attend(
     IN(T) query [[buffer(0)]],
     IN(uint4) cache [[buffer(1)]],
@@ -548,7 +548,7 @@ kernel void mla_attend(
         uint block = kv_physical_block(pages, BLOCKS_PER_PAGE, args.stride, sequence, tile / KV_BLOCK);
         DEVICE(const uint4) rows =
             cache + ulong(block * KV_BLOCK + tile % KV_BLOCK) * ulong(row_pieces);
-        LatentPieces held[4];
+        LatentPieces held[2];
         UNROLL
         for (uint b = 0u; b < BATCH; ++b) {
             UNROLL
@@ -574,7 +574,7 @@ kernel void mla_attend(
             }
         }
 
-        float scores[4][4]; // [position][head]
+        float scores[2][4]; // [position][head]
         UNROLL
         for (uint b = 0u; b < BATCH; ++b) {
             UNROLL
