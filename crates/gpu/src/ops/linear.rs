@@ -189,20 +189,25 @@ impl GemmShape {
             1 if share <= 5.0 => (1, 1, 1, 8, 2, 2),
             1 => (1, 2, 1, 4, 2, 2),
             2 if share <= 3.0 => (2, 1, 2, 8, 1, 4),
-            2 if share <= 5.0 => (2, 1, 4, 4, 2, 4),
-            2 if share <= 10.0 => (2, 2, 2, 4, 2, 2),
+            2 if share <= 5.0 => (2, 1, 4, 8, 1, 3),
+            2 if share <= 7.0 => (2, 2, 2, 4, 2, 2),
+            2 if share <= 10.0 => (2, 2, 4, 4, 2, 3),
             2 => (2, 2, 4, 2, 2, 2),
+            _ if share <= 3.0 => (4, 2, 2, 4, 1, 2),
             _ if share <= 5.0 => (4, 2, 2, 4, 1, 3),
+            tiles if share <= 10.0 => (tiles, 2, 4, 4, 1, 3),
             tiles => (tiles, 2, 4, 2, 1, 3),
         };
+        // Sixteen SIMD-groups with eight tiles each have no registers for two blocks of weights.
+        let wide = wide && !(tiles == 8 && k_groups == 4);
         let mut shape = Self {
             tiles,
             row_blocks: if gated { 2 } else { row_blocks },
             row_groups,
             // No more than there are units of work, as a power of two.
             k_groups: k_groups.min(blocks.next_power_of_two()),
-            // Units of one block are half as long: ask for twice as many.
-            depth: if wide { depth } else { (2 * depth).min(4) },
+            // Units of one block are half as long: ask for twice as many, registers allowing.
+            depth: if wide || tiles == 8 { depth } else { (2 * depth).min(4) },
             staged: tiles > 1,
             splits: 1,
             wide,
