@@ -36,30 +36,12 @@ SPECIALISE(uint, ACTIVATION, 7);
 SPECIALISE(bool, GATHER, 8);
 
 #include "weights.h"
+#include "moe_tiles.h"
 
-// A tile: rows first…first + count − 1 of y, all of one expert, and where their x lies.
-struct MoeTile {
-    uint expert;
-    uint first;
-    uint count;
+// The rows of x of a tile's rows.
+struct TileRows {
     uint x[8];
 };
-
-// The last expert whose first tile is not after `tile`: experts without tokens have no tile, and begin
-// where the next one does.
-static inline uint expert_of_tile(DEVICE(const uint) tiles, uint experts, uint tile) {
-    uint low = 0u;
-    uint high = experts;
-    while (high - low > 1u) {
-        uint middle = (low + high) / 2u;
-        if (tiles[middle] <= tile) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
 
 // Sums of one slot: row g and row g + 8 of a row block, per row of the tile.
 struct MoeSums {
@@ -79,7 +61,7 @@ static inline void clear_moe_sums(THREAD(MoeSums) sums) {
 static inline void multiply_expert(
     DEVICE(const uint) codes, DEVICE(const uchar) scales, DEVICE(const uchar) mins,
     DEVICE(const half) supers, DEVICE(const T) x, THREAD(const MoeProductArgs) args,
-    THREAD(const MoeTile) tile, uint row_block, uint slot, uint first, uint step, THREAD(MoeSums) sums) {
+    THREAD(const TileRows) rows, uint count, uint row_block, uint slot, uint first, uint step, THREAD(MoeSums) sums) {
     uint g = slot / 4u;
     uint t = slot % 4u;
     uint supers_per_row = (args->blocks + 3u) / 4u;
@@ -107,13 +89,13 @@ static inline void multiply_expert(
             uint k = column + 4u * t;
             UNROLL
             for (uint m = 0u; m < 8u; ++m) {
-                if (m < TILE && m < tile->count) {
+                if (m < TILE && m < count) {
                     float v[4];
                     UNROLL
                     for (uint i = 0u; i < 4u; ++i) {
                         v[i] = 0.0f;
                         if (k + i < args->columns) {
-                            v[i] = load_float(x, tile->x[m] * args->columns + k + i);
+                            v[i] = load_float(x, rows->x[m] * args->columns + k + i);
                         }
                     }
                     float low = fma(w0.x, v[0], products.value[0][m]);
@@ -153,14 +135,6 @@ static inline void multiply_expert(
     }
 }
 
-static inline float moe_activation(float x) {
-    if (ACTIVATION == 0u) {
-        return x / (1.0f + exp(-x));
-    }
-    float inner = 0.7978845608f * fma(0.044715f * x * x, x, x);
-    return 0.5f * x * (1.0f + tanh(inner));
-}
-
 // codes, scales, mins, supers: the experts' matrices in the fragment layout, one after the other; x: [tokens, columns]
 // (GATHER) or [pairs, columns]; offsets, tiles: [experts + 1]; order: [pairs]; y: [pairs, rows].
 //
@@ -189,15 +163,13 @@ kernel void moe_product(
     if (group.y >= tiles[sizes.experts]) {
         return;
     }
-    MoeTile tile;
-    tile.expert = expert_of_tile(tiles, sizes.experts, group.y);
-    tile.first = offsets[tile.expert] + (group.y - tiles[tile.expert]) * TILE;
-    tile.count = min(TILE, offsets[tile.expert + 1u] - tile.first);
+    MoeTile tile = tile_at(tiles, offsets, sizes.experts, TILE, group.y);
+    TileRows rows;
     UNROLL
     for (uint m = 0u; m < 8u; ++m) {
-        tile.x[m] = 0u;
+        rows.x[m] = 0u;
         if (m < TILE && m < tile.count) {
-            tile.x[m] = GATHER ? order[tile.first + m] / sizes.chosen : tile.first + m;
+            rows.x[m] = GATHER ? order[tile.first + m] / sizes.chosen : tile.first + m;
         }
     }
     uint shares = threads.x / 32u;
@@ -211,7 +183,7 @@ kernel void moe_product(
         clear_moe_sums(&sums);
         uint row_block = (tile.expert * parts + part) * row_blocks + group.x;
         multiply_expert(
-            codes, scales, mins, supers, x, &sizes, &tile, row_block, slot, share, shares, &sums);
+            codes, scales, mins, supers, x, &sizes, &rows, tile.count, row_block, slot, share, shares, &sums);
         UNROLL
         for (uint h = 0u; h < 2u; ++h) {
             UNROLL
@@ -242,7 +214,7 @@ kernel void moe_product(
                 }
                 result[part] = sum * sizes.factor;
             }
-            float value = GATED ? moe_activation(result[0]) * result[1] : result[0];
+            float value = GATED ? gate_activation(ACTIVATION, result[0]) * result[1] : result[0];
             store_float(y, (tile.first + m) * sizes.rows + row, value);
         }
     }

@@ -1,22 +1,24 @@
-//! Mixture of experts: `moe.metal`, `moe_group.metal` and `moe_product.metal`.
+//! Mixture of experts: `moe.metal`, `moe_group.metal`, `moe_product.metal` and `moe_gemm.metal`.
 //!
-//! A layer is: router logits → [`route`] → [`group`] → [`product`] (gate and up) → [`product`] (down) →
-//! [`combine`]. Shared experts are an ordinary feed-forward layer whose output [`combine`] adds to.
+//! A layer is: router logits → [`route`] → [`group`] → [`gather`] (for tiles of more than 8 rows) → [`product`] (gate and up) →
+//! [`product`] (down) → [`combine`]. Shared experts are an ordinary feed-forward layer whose output [`combine`] adds to.
 
 use std::marker::PhantomData;
 
 use marlin_formats::fragment::FragmentLayout;
 use marlin_kernels::moe::{CombineArgs, MoeCombine, MoeConstants, MoeGather, MoeRoute, RouteArgs};
+use marlin_kernels::moe_gemm::{MoeGemm, MoeGemmArgs, MoeGemmConstants};
 use marlin_kernels::moe_group::{
     GroupArgs, MoeCountBlocks, MoeGroup, MoePlaceBlocks, MoePlacePairs,
 };
 use marlin_kernels::moe_product::{MoeProduct, MoeProductArgs, MoeProductConstants};
+use marlin_kernels::signature::ElementType;
 use marlin_kernels::{Element, Grid, View, ViewMut};
 use marlin_placement::AccessPattern;
 
 use super::lengths::{expect_at_least, expect_len, refuse};
 use super::linear::{Activation, FragmentWeights};
-use crate::{Buffer, CommandList, Device, GpuError};
+use crate::{Buffer, CommandList, Device, DeviceProperties, GpuError};
 
 /// The most experts of a layer: `MOE_EXPERTS` of the kernels.
 pub const MAX_EXPERTS: usize = 512;
@@ -385,20 +387,36 @@ pub struct Experts<'a> {
     pub gather: bool,
 }
 
-/// The tile for [`group`] and [`product`] with so many pairs: weights are read once per tile, so tiles are as
-/// high as experts have rows on average, up to the 8 that registers hold.
-pub fn tile_rows(pairs: usize, experts: usize) -> usize {
-    pairs.div_ceil(experts.max(1)).next_power_of_two().clamp(1, 8)
+/// Rows of the highest tile of `moe_product`, whose sums are registers of one thread.
+const MOST_ROWS: usize = 8;
+
+/// Rows of the highest tile of `moe_gemm`.
+const MOST_FRAGMENT_ROWS: usize = 32;
+
+/// Whether elements and device allow products by matrix fragments.
+fn has_fragments<T: Element>(properties: &DeviceProperties) -> bool {
+    properties.simd_width == 32 && T::TYPE != ElementType::F32
 }
 
-/// Appends the product of each row with its expert's matrix, after [`group`] with the same `tile`.
+/// The tile for [`group`] and [`product`] with so many pairs: weights are read once per tile, so tiles are as
+/// high as experts have rows on average, up to 8 in f32, and up to 32 where there are matrix fragments. Tiles of more
+/// than 8 rows need x in order of experts ([`gather`]).
+pub fn tile_rows<T: Element>(properties: &DeviceProperties, pairs: usize, experts: usize) -> usize {
+    let most = if has_fragments::<T>(properties) { MOST_FRAGMENT_ROWS } else { MOST_ROWS };
+    pairs.div_ceil(experts.max(1)).next_power_of_two().clamp(1, most)
+}
+
+/// Appends the product of each row with its expert's matrix, after [`group`] with the same `tile`: by matrix
+/// fragments where the device has them, for tiles of 8 rows and more in order of experts; otherwise in f32.
 ///
 /// `x`: `[tokens, columns]` where `gather`, otherwise `[pairs, columns]` in order of experts; `y`: `[pairs, rows]`.
+/// The factor of a whole tensor is that of the first expert.
 ///
 /// # Errors
-/// [`GpuError::Launch`] if a buffer has another size, or a tile that is not 1, 2, 4 or 8.
+/// [`GpuError::Launch`] if a buffer has another size, or a tile that the kernel does not have.
 pub fn product<T: Element>(
     list: &mut CommandList,
+    properties: &DeviceProperties,
     experts: Experts<'_>,
     groups: &Groups,
     tile: usize,
@@ -407,11 +425,7 @@ pub fn product<T: Element>(
 ) -> Result<(), GpuError> {
     let kernel = "moe_product";
     let weights = experts.weights;
-    let layout = weights.layout();
-    let FragmentLayout { rows, cols, .. } = *layout;
-    if !matches!(tile, 1 | 2 | 4 | 8) {
-        return Err(refuse(kernel, format!("tiles of {tile} rows, expected 1, 2, 4 or 8")));
-    }
+    let FragmentLayout { rows, cols, .. } = *weights.layout();
     expect_len(kernel, "experts of the groups", groups.experts, experts.experts)?;
     let parts = experts.experts * if experts.gated.is_some() { 2 } else { 1 };
     expect_len(kernel, "matrices", weights.parts, parts)?;
@@ -424,7 +438,29 @@ pub fn product<T: Element>(
     }
     expect_at_least(kernel, "pairs of room", groups.order.len(), pairs)?;
     // Every expert may end in a tile that is not full.
-    let tiles = (pairs + (tile - 1) * experts.experts.min(pairs)) / tile;
+    let tiles = (pairs + tile.saturating_sub(1) * experts.experts.min(pairs)) / tile.max(1);
+    let fragments = has_fragments::<T>(properties) && !experts.gather && cols.is_multiple_of(8);
+    match tile {
+        8 | 16 | 32 if fragments => product_by_fragments(list, experts, groups, tile, tiles, x, y),
+        1 | 2 | 4 | 8 => product_in_f32(list, experts, groups, tile, tiles, x, y),
+        _ => {
+            let most = if fragments { "8, 16 or 32" } else { "1, 2, 4 or 8" };
+            Err(refuse(kernel, format!("tiles of {tile} rows, expected {most}")))
+        }
+    }
+}
+
+fn product_in_f32<T: Element>(
+    list: &mut CommandList,
+    experts: Experts<'_>,
+    groups: &Groups,
+    tile: usize,
+    tiles: usize,
+    x: View<'_, T>,
+    y: ViewMut<'_, T>,
+) -> Result<(), GpuError> {
+    let weights = experts.weights;
+    let layout = weights.layout();
     let blocks = layout.blocks() as u32;
     let shares = blocks.next_power_of_two().clamp(1, 8);
     list.launch(
@@ -439,8 +475,8 @@ pub fn product<T: Element>(
             order: groups.order.view(),
             y,
             args: MoeProductArgs {
-                rows: rows as u32,
-                columns: cols as u32,
+                rows: layout.rows as u32,
+                columns: layout.cols as u32,
                 blocks,
                 groups: layout.groups() as u32,
                 experts: experts.experts as u32,
@@ -461,6 +497,60 @@ pub fn product<T: Element>(
             elements: PhantomData::<(T,)>,
         },
         Grid::xy(layout.row_blocks() as u32, tiles as u32, 32 * shares),
+    );
+    Ok(())
+}
+
+fn product_by_fragments<T: Element>(
+    list: &mut CommandList,
+    experts: Experts<'_>,
+    groups: &Groups,
+    tile: usize,
+    tiles: usize,
+    x: View<'_, T>,
+    y: ViewMut<'_, T>,
+) -> Result<(), GpuError> {
+    let weights = experts.weights;
+    let layout = weights.layout();
+    let (blocks, row_blocks) = (layout.blocks() as u32, layout.row_blocks() as u32);
+    // Eight SIMD-groups at most, which with both matrices and 32 rows fill 32 KiB with their sums.
+    let row_groups = row_blocks.next_power_of_two().min(4);
+    let k_groups = blocks.next_power_of_two().min(8 / row_groups).min(2);
+    let parts = if experts.gated.is_some() { 2 } else { 1 };
+    list.launch(
+        MoeGemm {
+            codes: weights.codes.view(),
+            scales: weights.scales.as_ref().map(Buffer::view),
+            mins: weights.mins.as_ref().map(Buffer::view),
+            supers: weights.supers.as_ref().map(Buffer::view),
+            x,
+            offsets: groups.offsets.view(),
+            tiles: groups.tiles.view(),
+            y,
+            args: MoeGemmArgs {
+                rows: layout.rows as u32,
+                columns: layout.cols as u32,
+                blocks,
+                groups: layout.groups() as u32,
+                experts: experts.experts as u32,
+                factor: layout.factor,
+            },
+            scratch: k_groups * row_groups * 16 * parts * tile as u32,
+            constants: MoeGemmConstants {
+                code: layout.code as u32,
+                offset: layout.offset,
+                scale: layout.scale as u32,
+                min: layout.min as u32,
+                group: weights.group_constant(),
+                tiles: tile as u32 / 8,
+                row_groups,
+                k_groups,
+                gated: experts.gated.is_some(),
+                activation: u32::from(experts.gated == Some(Activation::Gelu)),
+            },
+            elements: PhantomData::<(T,)>,
+        },
+        Grid::xy(row_blocks.div_ceil(row_groups), tiles as u32, 32 * row_groups * k_groups),
     );
     Ok(())
 }

@@ -8,6 +8,15 @@ use marlin_kernels::{ConstantValues, Kernel, MAX_CONSTANTS};
 const INTERESTING: &[(&str, &[&[(&str, u32)]])] = &[
     ("activation", &[&[("ACTIVATION", 0)], &[("ACTIVATION", 1)], &[("ACTIVATION", 2)]]),
     (
+        "attention",
+        &[
+            &[("ROW_HEADS", 4), ("SPLIT", 1), ("BLOCKS_PER_PAGE", 0)],
+            &[("KV_FORMAT", 1), ("ROW_HEADS", 3), ("ROW_TOKENS", 2), ("SOFTCAP", 1)],
+            &[("KV_FORMAT", 2), ("HEAD_DIM", 80), ("ROW_HEADS", 8), ("SPLIT", 1)],
+            &[("KV_FORMAT", 3), ("HEAD_DIM", 256), ("COLUMNS", 2)],
+        ],
+    ),
+    (
         "hadamard",
         &[
             &[("ORDER", 1), ("LEVELS", 12), ("WHOLE", 1)],
@@ -16,10 +25,49 @@ const INTERESTING: &[(&str, &[&[(&str, u32)]])] = &[
         ],
     ),
     (
+        "kv_append",
+        &[
+            &[("HEAD_DIM", 80)],
+            &[("KV_FORMAT", 1)],
+            &[("KV_FORMAT", 2), ("HEAD_DIM", 80)],
+            &[("KV_FORMAT", 3)],
+        ],
+    ),
+    (
+        "mla",
+        &[
+            &[
+                ("CODE", 2),
+                ("OFFSET", 8),
+                ("SCALE", 1),
+                ("LATENT", 512),
+                ("ROPE", 64),
+                ("PIECES", 2),
+            ],
+            &[
+                ("CODE", 6),
+                ("SCALE", 1),
+                ("NORM", 1),
+                ("LATENT", 512),
+                ("ROPE", 64),
+                ("PIECES", 2),
+                ("ROW_HEADS", 2),
+                ("SPLIT", 1),
+            ],
+        ],
+    ),
+    (
         "moe",
         &[
             &[("SCORING", 0), ("RENORMALISE", 1), ("ACCUMULATE", 1)],
             &[("SCORING", 1), ("RENORMALISE", 1), ("HAS_BIAS", 1)],
+        ],
+    ),
+    (
+        "moe_gemm",
+        &[
+            &[("CODE", 2), ("SCALE", 1), ("TILES", 4), ("GATED", 1)],
+            &[("CODE", 4), ("SCALE", 5), ("MIN", 3), ("GROUP", 16), ("TILES", 2)],
         ],
     ),
     (
