@@ -226,7 +226,7 @@ impl CudaAllocation {
 
     /// Checks that `len` bytes from `offset` on are inside.
     pub(super) fn check_range(&self, offset: u64, len: u64) -> Result<(), GpuError> {
-        let end = offset.checked_add(len).unwrap_or(u64::MAX);
+        let end = offset.saturating_add(len);
         if end <= self.bytes {
             return Ok(());
         }

@@ -188,9 +188,9 @@ macro_rules! functions {
                     )))?
                 },)*
                 graph_add_dependencies: {
-                    // SAFETY: as above.
-                    let found =
-                        unsafe { library.get::<AddDependencies>(b"cuGraphAddDependencies_v2\0") };
+                    let name = b"cuGraphAddDependencies_v2\0";
+                    // SAFETY: the type is the symbol's declaration in the CUDA Driver API.
+                    let found = unsafe { library.get::<AddDependencies>(name) };
                     found.ok().map(|symbol| *symbol)
                 },
                 version: 0,
