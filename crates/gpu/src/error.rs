@@ -39,7 +39,9 @@ pub enum GpuError {
         mode: StorageMode,
     },
     /// The host touched memory that a submission in flight uses.
-    #[error("the host cannot {access} \"{label}\" while submission \"{submission}\" uses it: wait first")]
+    #[error(
+        "the host cannot {access} \"{label}\" while submission \"{submission}\" uses it: wait first"
+    )]
     InFlight {
         /// `read` or `write`.
         access: &'static str,
