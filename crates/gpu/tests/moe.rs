@@ -324,6 +324,20 @@ fn layers_give_what_transformers_gives() {
     }
 }
 
+/// To and from an element type, and how far its results may be off.
+#[derive(Clone, Copy)]
+struct Conversion<T> {
+    from: fn(f32) -> T,
+    to: fn(T) -> f32,
+    tolerance: f64,
+}
+
+const FLOATS: Conversion<f32> = Conversion { from: |x| x, to: |x| x, tolerance: 2e-5 };
+const HALVES: Conversion<f16> =
+    Conversion { from: f16::from_f32, to: f16::to_f32, tolerance: 4e-3 };
+const BRAINS: Conversion<bf16> =
+    Conversion { from: bf16::from_f32, to: bf16::to_f32, tolerance: 2e-2 };
+
 /// A product of rows in order of experts against decoded matrices, in f64.
 fn assert_product<T: Element>(
     device: &dyn Device,
@@ -332,10 +346,10 @@ fn assert_product<T: Element>(
     chosen: &[u32],
     tile: usize,
     gated: bool,
-    convert: (fn(f32) -> T, fn(T) -> f32, f64),
+    convert: Conversion<T>,
 ) {
     let (experts, rows, cols) = shape;
-    let (from, to, tolerance) = convert;
+    let Conversion { from, to, tolerance } = convert;
     let parts = if gated { 2 } else { 1 };
     let values: Vec<f32> = (0..experts * parts * rows * cols)
         .map(|i| ((i * 7919 % 1013) as f32 / 506.0 - 1.0) * 0.2)
@@ -421,9 +435,7 @@ fn products_in_every_kind_of_format() {
     for device in common::devices() {
         for name in formats {
             let Ok(format) = name.parse::<Format>() else { panic!("no format {name}") };
-            let same: fn(f32) -> f32 = |x| x;
-            let convert = (same, same, 2e-5);
-            assert_product(&*device, format, (5, 24, 256), &chosen, 4, false, convert);
+            assert_product(&*device, format, (5, 24, 256), &chosen, 4, false, FLOATS);
         }
     }
 }
@@ -434,11 +446,9 @@ fn products_in_tiles_of_every_height_gated_and_in_half_precision() {
     let chosen: Vec<u32> = (0..21).map(|i| (i * i % 7) % 3).collect();
     for device in common::devices() {
         for tile in [1, 2, 4, 8] {
-            let convert = (f16::from_f32 as fn(f32) -> f16, f16::to_f32 as fn(f16) -> f32, 2e-3);
-            assert_product(&*device, format, (3, 16, 128), &chosen, tile, true, convert);
+            assert_product(&*device, format, (3, 16, 128), &chosen, tile, true, HALVES);
         }
-        let convert = (bf16::from_f32 as fn(f32) -> bf16, bf16::to_f32 as fn(bf16) -> f32, 1e-2);
-        assert_product(&*device, format, (3, 40, 384), &chosen, 8, false, convert);
+        assert_product(&*device, format, (3, 40, 384), &chosen, 8, false, BRAINS);
     }
 }
 
@@ -448,17 +458,15 @@ fn products_by_matrix_fragments() {
     let formats =
         ["int4-g128", "int4-channel", "fp4-g32", "mxfp4", "q4_1", "q6_k", "int8-channel", "f16"];
     let chosen: Vec<u32> = (0..67).map(|i| [1, 3, 1, 1, 0][i % 5]).collect();
-    let halves = (f16::from_f32 as fn(f32) -> f16, f16::to_f32 as fn(f16) -> f32, 4e-3);
-    let brains = (bf16::from_f32 as fn(f32) -> bf16, bf16::to_f32 as fn(bf16) -> f32, 2e-2);
     for device in common::devices_of_width(32) {
         for name in formats {
             let format: Format = name.parse().unwrap();
-            assert_product(&*device, format, (4, 24, 256), &chosen, 16, false, halves);
+            assert_product(&*device, format, (4, 24, 256), &chosen, 16, false, HALVES);
         }
         let format: Format = "int4-g32".parse().unwrap();
         for tile in [8, 16, 32] {
-            assert_product(&*device, format, (4, 88, 96), &chosen, tile, true, halves);
-            assert_product(&*device, format, (4, 16, 320), &chosen, tile, false, brains);
+            assert_product(&*device, format, (4, 88, 96), &chosen, tile, true, HALVES);
+            assert_product(&*device, format, (4, 16, 320), &chosen, tile, false, BRAINS);
         }
     }
 }
