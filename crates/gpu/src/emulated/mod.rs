@@ -11,14 +11,17 @@
 //! | out of bounds of a view, misaligned, read before written, input written | by [`Submission::wait`] |
 //! | two threads' accesses with no barrier between, one of them a write | by [`Submission::wait`] |
 //! | threads that wait for each other at different places | by [`Submission::wait`] |
+//! | an asynchronous copy read before it was waited for | by [`Submission::wait`] |
+//! | memory that commands write, touched before `wait_for_previous` | by [`Submission::wait`] |
 //!
 //! A launch runs when it is submitted, one threadgroup after the other, and counts as in flight
 //! until it is waited for. Threads of a threadgroup are fibers that change places at barriers and
 //! SIMD-group operations only.
 //!
-//! Not caught: a race between two lists, which no device runs at the same time; memory that
-//! threads keep for themselves (`thread` arrays), which the compiler knows better; the order of a
-//! floating-point reduction, which differs between devices.
+//! Not caught: a kernel that never ends; a stack past 96 KiB a thread, which stops the process;
+//! uninitialised `thread` variables and arrays, and reads past their ends; reads past an array in
+//! inline arguments; a race across the moment when the checks' clock starts again, once in two million
+//! barriers; results that depend on the order of a floating-point reduction.
 
 mod execute;
 mod memory;
