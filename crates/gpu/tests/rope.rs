@@ -7,7 +7,7 @@ mod values;
 use half::{bf16, f16};
 use marlin_backend::RopeStyle;
 use marlin_gpu::ops::norm::NormWeight;
-use marlin_gpu::ops::rope::{HeadLayout, Heads, Rotation, rope};
+use marlin_gpu::ops::rope::{HeadLayout, HeadValues, Heads, Rotation, rope};
 use marlin_gpu::{CommandList, Device, GpuError};
 use values::{Float, Random, assert_near};
 
@@ -80,6 +80,7 @@ fn check<T: Float>(device: &dyn Device, shape: Shape, positions: &[u32]) -> Resu
         (0..pairs).map(|i| 10_000f32.powf(-(i as f32) / pairs as f32)).collect();
     let layout = |heads: usize| HeadLayout {
         heads,
+        first: 0,
         token_stride: heads * head_dim + shape.gap,
         head_stride: head_dim,
     };
@@ -99,8 +100,9 @@ fn check<T: Float>(device: &dyn Device, shape: Shape, positions: &[u32]) -> Resu
     rope(
         &mut list,
         device.properties(),
-        Heads { values: q.view_mut()?, layout: layouts[0], norm: norm(0, shape.q_norm) },
-        Heads { values: k.view_mut()?, layout: layouts[1], norm: norm(1, shape.k_norm) },
+        HeadValues::Apart { q: q.view_mut()?, k: k.view_mut()? },
+        Heads { layout: layouts[0], norm: norm(0, shape.q_norm) },
+        Heads { layout: layouts[1], norm: norm(1, shape.k_norm) },
         p.view(),
         Rotation {
             head_dim,
@@ -193,7 +195,7 @@ fn layouts_that_do_not_fit_are_refused() -> Result<(), GpuError> {
     let (q, k) = (device.upload_new("q", &[0.0f32; 64])?, device.upload_new("k", &[0.0f32; 63])?);
     let p = device.upload_new("positions", &[0u32])?;
     let f = device.upload_new("frequencies", &[1.0f32; 33])?;
-    let heads = |values| Heads { values, layout: HeadLayout::contiguous(1, 64), norm: None };
+    let heads = Heads { layout: HeadLayout::contiguous(1, 64), norm: None };
     let attempt = |pairs: usize| {
         let mut list = CommandList::new("rope");
         let rotation = Rotation {
@@ -202,12 +204,67 @@ fn layouts_that_do_not_fit_are_refused() -> Result<(), GpuError> {
             inverse_frequencies: f.slice(0..pairs)?,
             magnitude: 1.0,
         };
-        let (q, k) = (heads(q.view_mut()?), heads(k.view_mut()?));
-        rope(&mut list, device.properties(), q, k, p.view(), rotation)
+        let values = HeadValues::Apart { q: q.view_mut()?, k: k.view_mut()? };
+        rope(&mut list, device.properties(), values, heads, heads, p.view(), rotation)
     };
     let error = attempt(32).unwrap_err().to_string();
     assert!(error.contains("k has 63 elements, its layout takes 64"), "{error}");
     let error = attempt(33).unwrap_err().to_string();
     assert!(error.contains("33 pairs, expected at most half of 64"), "{error}");
+    Ok(())
+}
+
+/// Queries and keys as parts of one product's rows; the values between them stay.
+#[test]
+fn heads_of_one_product() -> Result<(), GpuError> {
+    const TOKENS: usize = 6;
+    let (head_dim, q_heads, k_heads) = (32, 3, 2);
+    // Queries, keys and values of a token.
+    let stride = (q_heads + 2 * k_heads) * head_dim;
+    let frequencies: Vec<f32> = (0..16).map(|i| 0.7f32.powi(i)).collect();
+    let shape = Shape { head_dim, pairs: 16, q_heads, k_heads, ..PLAIN };
+    for device in common::devices() {
+        let before: Vec<f16> = Random::new(5).elements(TOKENS * stride, 1.0);
+        let rows = device.upload_new("q, k, v", &before)?;
+        let positions: Vec<u32> = (0..TOKENS as u32).map(|i| 100 + i).collect();
+        let p = device.upload_new("positions", &positions)?;
+        let f = device.upload_new("frequencies", &frequencies)?;
+        let heads = |first: usize, heads: usize| Heads {
+            layout: HeadLayout {
+                heads,
+                first: first * head_dim,
+                token_stride: stride,
+                head_stride: head_dim,
+            },
+            norm: None,
+        };
+        let rotation = Rotation {
+            head_dim,
+            style: RopeStyle::HalfSplit,
+            inverse_frequencies: f.view(),
+            magnitude: 1.0,
+        };
+        let mut list = CommandList::new("rope");
+        let (q, k) = (heads(0, q_heads), heads(q_heads, k_heads));
+        let values = HeadValues::Together(rows.view_mut()?);
+        rope(&mut list, device.properties(), values, q, k, p.view(), rotation)?;
+        device.run(list)?;
+
+        let after = device.download_all(&rows)?;
+        for (token, (before, after)) in before.chunks(stride).zip(after.chunks(stride)).enumerate()
+        {
+            let rotated = (q_heads + k_heads) * head_dim;
+            let pairs = before[..rotated].chunks(head_dim).zip(after[..rotated].chunks(head_dim));
+            for (head, (before, after)) in pairs.enumerate() {
+                let x: Vec<f64> = before.iter().map(|v| f64::from(v.f32())).collect();
+                let expected = reference(&shape, &x, None, positions[token], &frequencies);
+                for (found, (expected, length)) in after.iter().zip(expected) {
+                    let what = format!("token {token}, head {head}");
+                    assert_near(*found, expected, 1e-6 * length, what);
+                }
+            }
+            assert_eq!(after[rotated..], before[rotated..], "values stay");
+        }
+    }
     Ok(())
 }

@@ -9,6 +9,8 @@ struct RopeArgs {
     uint k_heads;        // Key heads.
     uint head_dim;       // Values of a head.
     uint pairs;          // Pairs that are rotated: the first 2 · pairs values of a head.
+    uint q_first;        // Element of the first token's first query head.
+    uint k_first;        // Element of the first token's first key head.
     uint q_token_stride; // From a token's queries to the next one's.
     uint q_head_stride;  // From a query head to the next.
     uint k_token_stride; // From a token's keys to the next one's.
@@ -26,6 +28,8 @@ SPECIALISE(bool, INTERLEAVED, 0);
 SPECIALISE(bool, Q_NORM, 1);
 // Keys are normed first.
 SPECIALISE(bool, K_NORM, 2);
+// Keys are in q's buffer, and none is bound to k: two parameters must not share memory.
+SPECIALISE(bool, TOGETHER, 3);
 
 // The most pairs of a head.
 #define MAX_PAIRS 512u
@@ -63,14 +67,14 @@ static inline float head_scale(
     return 1.0f / sqrt(simd_sum(sum) / float(head_dim) + epsilon);
 }
 
-// q, k: [tokens, heads, head_dim] of T by the strides; positions: [tokens]; inverse_frequencies: [pairs], scaling
+// q, k: heads of head_dim values of T where the strides say; positions: [tokens]; inverse_frequencies: [pairs], scaling
 // applied; q_weight, k_weight: [head_dim] of f32 where Q_NORM, K_NORM.
 //
 // A threadgroup turns one token's heads (grid x: tokens; y: shares of the heads), a SIMD-group a head. Sines and
 // cosines depend on the position alone: they are made once a threadgroup, in threadgroup memory.
 kernel void rope(
     INOUT(T) q [[buffer(0)]],
-    INOUT(T) k [[buffer(1)]],
+    INOUT_OPTIONAL(T) k [[buffer(1)]],
     IN(uint) positions [[buffer(2)]],
     IN(float) inverse_frequencies [[buffer(3)]],
     IN_OPTIONAL(float) q_weight [[buffer(4)]],
@@ -100,10 +104,11 @@ kernel void rope(
     uint heads = args.q_heads + args.k_heads;
     for (uint h = group.y * simd_groups + simd_index; h < heads; h += groups.y * simd_groups) {
         bool query = h < args.q_heads;
-        ulong start = query
-            ? ulong(group.x) * args.q_token_stride + h * args.q_head_stride
-            : ulong(group.x) * args.k_token_stride + (h - args.q_heads) * args.k_head_stride;
-        DEVICE(T) head = (query ? q : k) + start;
+        DEVICE(T) head = query || TOGETHER ? q : k;
+        head = head + (query
+            ? ulong(group.x) * args.q_token_stride + (args.q_first + h * args.q_head_stride)
+            : ulong(group.x) * args.k_token_stride
+                + (args.k_first + (h - args.q_heads) * args.k_head_stride));
         bool normed = query ? Q_NORM : K_NORM;
         DEVICE(const float) weight = query ? q_weight : k_weight;
         float offset = query ? args.q_offset : args.k_offset;

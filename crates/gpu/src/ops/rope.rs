@@ -15,11 +15,13 @@ const KERNEL: &str = "rope";
 const MAX_PAIRS: usize = 512;
 const THREADS: u32 = 256;
 
-/// Where the heads of queries or keys are: head h of token t begins at element `t · token_stride + h · head_stride`.
+/// Where the heads of queries or keys are: head h of token t begins at element `first + t · token_stride + h · head_stride`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadLayout {
     /// Heads of a token.
     pub heads: usize,
+    /// Element of the first token's first head.
+    pub first: usize,
     /// Elements from one token to the next.
     pub token_stride: usize,
     /// Elements from one head to the next.
@@ -29,22 +31,37 @@ pub struct HeadLayout {
 impl HeadLayout {
     /// `[tokens, heads, head_dim]` without gaps.
     pub const fn contiguous(heads: usize, head_dim: usize) -> Self {
-        Self { heads, token_stride: heads * head_dim, head_stride: head_dim }
+        Self { heads, first: 0, token_stride: heads * head_dim, head_stride: head_dim }
     }
 
-    /// Elements from the first head's first value to one past the last one's last.
-    const fn span(&self, tokens: usize, head_dim: usize) -> usize {
+    /// One past the last head's last element.
+    const fn end(&self, tokens: usize, head_dim: usize) -> usize {
         if tokens == 0 || self.heads == 0 {
             return 0;
         }
-        (tokens - 1) * self.token_stride + (self.heads - 1) * self.head_stride + head_dim
+        self.first
+            + (tokens - 1) * self.token_stride
+            + (self.heads - 1) * self.head_stride
+            + head_dim
     }
 }
 
-/// Heads that are rotated in place, and their norm.
-pub struct Heads<'a, T> {
-    /// The values.
-    pub values: ViewMut<'a, T>,
+/// What is rotated, in place.
+pub enum HeadValues<'a, T> {
+    /// Queries and keys in memory of their own.
+    Apart {
+        /// The queries.
+        q: ViewMut<'a, T>,
+        /// The keys.
+        k: ViewMut<'a, T>,
+    },
+    /// Both in the rows of one product.
+    Together(ViewMut<'a, T>),
+}
+
+/// Queries or keys.
+#[derive(Clone, Copy)]
+pub struct Heads<'a> {
     /// Where each head is.
     pub layout: HeadLayout,
     /// Norm of each head before it is rotated (Qwen 3, Gemma 3); the weight has a value for each of the head's.
@@ -72,8 +89,9 @@ pub struct Rotation<'a> {
 pub fn rope<T: Element>(
     list: &mut CommandList,
     properties: &DeviceProperties,
-    q: Heads<'_, T>,
-    k: Heads<'_, T>,
+    values: HeadValues<'_, T>,
+    q: Heads<'_>,
+    k: Heads<'_>,
     positions: View<'_, u32>,
     rotation: Rotation<'_>,
 ) -> Result<(), GpuError> {
@@ -86,13 +104,16 @@ pub fn rope<T: Element>(
             format!("{pairs} pairs, expected at most half of {head_dim} values and {MAX_PAIRS}"),
         ));
     }
-    for (name, heads) in [("q", &q), ("k", &k)] {
-        let span = heads.layout.span(tokens, head_dim);
-        if heads.values.len() < span {
-            let found = heads.values.len();
+    let (q_values, k_values) = match values {
+        HeadValues::Apart { q, k } => (q, Some(k)),
+        HeadValues::Together(rows) => (rows, None),
+    };
+    for (name, heads, values) in [("q", &q, q_values), ("k", &k, k_values.unwrap_or(q_values))] {
+        let (end, found) = (heads.layout.end(tokens, head_dim), values.len());
+        if found < end {
             return Err(refuse(
                 KERNEL,
-                format!("{name} has {found} elements, its layout takes {span}"),
+                format!("{name} has {found} elements, its layout takes {end}"),
             ));
         }
         if let Some(norm) = &heads.norm {
@@ -101,8 +122,8 @@ pub fn rope<T: Element>(
     }
     let (epsilon, offset) = (|n: &NormWeight<'_>| n.epsilon, |n: &NormWeight<'_>| n.offset);
     let launcher = Launcher {
-        q: q.values,
-        k: k.values,
+        q: q_values,
+        k: k_values,
         positions,
         inverse_frequencies,
         q_weight: q.norm.map(|n| n.weight),
@@ -112,6 +133,8 @@ pub fn rope<T: Element>(
             k_heads: k.layout.heads as u32,
             head_dim: head_dim as u32,
             pairs: pairs as u32,
+            q_first: q.layout.first as u32,
+            k_first: k.layout.first as u32,
             q_token_stride: q.layout.token_stride as u32,
             q_head_stride: q.layout.head_stride as u32,
             k_token_stride: k.layout.token_stride as u32,
@@ -126,6 +149,7 @@ pub fn rope<T: Element>(
             interleaved: style == RopeStyle::Interleaved,
             q_norm: q.norm.is_some(),
             k_norm: k.norm.is_some(),
+            together: k_values.is_none(),
         },
         elements: PhantomData,
     };
