@@ -152,7 +152,7 @@ mod cuda {
         let workspace = filled::<f32>(device, 1, 0)?;
         let sequences = device.upload_new("sequences", &vec![0u32; tokens as usize])?;
         let positions = device.upload_new("positions", &(0..tokens).collect::<Vec<_>>())?;
-        let shape = RowShape::prefill(&layout, 4, device.properties());
+        let shape = RowShape::prefill::<f16>(&layout, 4, device.properties());
         let list: Vec<(u32, u32)> = (0..tokens).map(|p| (0, p)).collect();
         let tiles = device.upload_new("tiles", &shape.tiles(&list))?;
         let mut commands = CommandList::new("prefill");

@@ -34,7 +34,7 @@ macro_rules! real {
     )*};
 }
 real! {
-    f16: 1.2e-3, f16::from_f32, f16::to_f32;
+    f16: 2e-3, f16::from_f32, f16::to_f32;
     bf16: 8e-3, bf16::from_f32, bf16::to_f32;
     f32: 2e-5, |x| x, |x| x;
 }
@@ -102,6 +102,9 @@ struct Filled<'d, T> {
     /// By sequence, then position: `kv_heads · head_dim`.
     keys: Vec<Vec<Vec<T>>>,
     values: Vec<Vec<Vec<T>>>,
+    /// The same as the cache keeps them.
+    kept_keys: Vec<Vec<Vec<f32>>>,
+    kept_values: Vec<Vec<Vec<f32>>>,
 }
 
 const BLOCKS_PER_PAGE: u32 = 2;
@@ -139,7 +142,28 @@ impl<'d, T: Real> Filled<'d, T> {
         let pieces = layout.block_pieces() * blocks as usize;
         let cache = device.allocate("cache", pieces, AccessPattern::DEVICE_ONLY)?;
         let table = paged.then(|| device.upload_new("pages", &pages)).transpose()?;
-        let filled = Self { device, layout, cache, table, pages, stride, keys, values };
+        let kept = |side: &Vec<Vec<Vec<T>>>| -> Vec<Vec<Vec<f32>>> {
+            let row = |row: &Vec<T>| {
+                let row: Vec<f32> = row.iter().map(|x| x.value()).collect();
+                row.chunks(layout.head_dim() as usize)
+                    .flat_map(|head| kept(layout.storage(), head))
+                    .collect()
+            };
+            side.iter().map(|sequence| sequence.iter().map(row).collect()).collect()
+        };
+        let (kept_keys, kept_values) = (kept(&keys), kept(&values));
+        let filled = Self {
+            device,
+            layout,
+            cache,
+            table,
+            pages,
+            stride,
+            keys,
+            values,
+            kept_keys,
+            kept_values,
+        };
 
         let mut commands = CommandList::new("fill");
         // f16 needs no zeros: leavings of another sequence may be anything, NaN included.
@@ -264,7 +288,7 @@ impl<'d, T: Real> Filled<'d, T> {
         let (sequences, positions): (Vec<u32>, Vec<u32>) = tokens.iter().copied().unzip();
         let sequences = device.upload_new("sequences", &sequences)?;
         let positions = device.upload_new("positions", &positions)?;
-        let shape = RowShape::prefill(&layout, query.group as u32, device.properties());
+        let shape = RowShape::prefill::<T>(&layout, query.group as u32, device.properties());
         let tiles =
             query.tiled.then(|| device.upload_new("tiles", &shape.tiles(tokens))).transpose()?;
         let needed = workspace_len(tokens.len() as u32, heads, query.splits, layout.head_dim());
@@ -304,15 +328,13 @@ impl<'d, T: Real> Filled<'d, T> {
         head: usize,
     ) -> Vec<f64> {
         let dim = self.layout.head_dim() as usize;
-        let storage = self.layout.storage();
         let first = query.window.map_or(0, |w| (position + 1).saturating_sub(w));
-        let of = |side: &Vec<Vec<Vec<T>>>, j: u32| {
-            let row = &side[sequence][j as usize][head * dim..][..dim];
-            kept(storage, &row.iter().map(|x| x.value()).collect::<Vec<_>>())
+        let of = |side: &Vec<Vec<Vec<f32>>>, j: u32| -> Vec<f32> {
+            side[sequence][j as usize][head * dim..][..dim].to_vec()
         };
         let scores: Vec<f64> = (first..=position)
             .map(|j| {
-                let key = of(&self.keys, j);
+                let key = of(&self.kept_keys, j);
                 let dot: f64 =
                     q.iter().zip(&key).map(|(q, k)| f64::from(q.value()) * f64::from(*k)).sum();
                 let score = dot * f64::from(query.scale);
@@ -324,7 +346,7 @@ impl<'d, T: Real> Filled<'d, T> {
         let total: f64 = weights.iter().sum();
         let mut out = vec![0.0; dim];
         for (j, weight) in (first..=position).zip(&weights) {
-            for (out, v) in out.iter_mut().zip(of(&self.values, j)) {
+            for (out, v) in out.iter_mut().zip(of(&self.kept_values, j)) {
                 *out += weight / total * f64::from(v);
             }
         }
@@ -514,12 +536,18 @@ fn a_window_hides_earlier_positions_and_a_softcap_bends_scores() {
     }
 }
 
-/// Runs of several sequences, not starting at 0, with a token that is not there between them.
+/// Runs of several sequences, not starting at 0, with a token that is not there between them; by matrix fragments where
+/// the device has them and activations are of 16 bits, plainly elsewhere.
+fn prefill<T: Real>(storage: KvStorage, dim: u32, query: &Query, device: &dyn Device) {
+    let lengths = [40, 3, 71];
+    let mut tokens: Vec<(u32, u32)> = last(&lengths, 18);
+    tokens.insert(18, (NO_SEQUENCE, 0));
+    let filled = Filled::<T>::new(device, layout(storage, 2, dim), &lengths, true, 1.0).unwrap();
+    filled.attend(&Query { tiled: true, ..*query }, &tokens).unwrap();
+}
+
 #[test]
 fn prefill_in_tiles_sees_only_earlier_positions() {
-    let lengths = [40, 3, 70];
-    let mut tokens: Vec<(u32, u32)> = last(&lengths, 13);
-    tokens.insert(13, (NO_SEQUENCE, 0));
     for device in common::devices() {
         for (storage, group, window) in [
             (KvStorage::F16, 1, None),
@@ -527,10 +555,27 @@ fn prefill_in_tiles_sees_only_earlier_positions() {
             (KvStorage::Int8, 3, None),
             (KvStorage::Fp4, 8, None),
         ] {
-            let filled =
-                Filled::<bf16>::new(&*device, layout(storage, 2, 64), &lengths, true, 1.0).unwrap();
-            let query = Query { group, window, tiled: true, ..Query::default() };
-            filled.attend(&query, &tokens).unwrap();
+            let query = Query { group, window, ..Query::default() };
+            prefill::<bf16>(storage, 64, &query, &*device);
+        }
+        prefill::<f32>(KvStorage::F32, 64, &Query::default(), &*device);
+    }
+}
+
+/// Every storage and head size by matrix fragments; head sizes that do not fill a fragment, groups that do not
+/// fill a threadgroup's rows.
+#[test]
+fn prefill_by_fragments_agrees_with_the_definition() {
+    for device in common::devices_of_width(32) {
+        for storage in KvStorage::ALL {
+            for (dim, group) in [(8, 1), (40, 17), (72, 5), (80, 2), (128, 4), (192, 1), (256, 2)] {
+                let (layout, properties) = (layout(storage, 2, dim), device.properties());
+                let shape = RowShape::prefill::<f16>(&layout, group as u32, properties);
+                assert_eq!(shape.fragments, dim <= 192);
+                let query =
+                    Query { group, softcap: (dim == 80).then_some(1.5), ..Query::default() };
+                prefill::<f16>(storage, dim, &query, &*device);
+            }
         }
     }
 }
@@ -573,7 +618,7 @@ fn a_batch_without_tokens_runs_nothing() {
 /// A tile holds consecutive positions of one sequence, and no more than fit.
 #[test]
 fn tiles_end_where_runs_of_tokens_do() {
-    let shape = RowShape { heads: 4, tokens: 2 };
+    let shape = RowShape { heads: 4, tokens: 2, fragments: false };
     let tokens = [(0, 5), (0, 6), (0, 7), (1, 8), (1, 9), (1, 11)];
     assert_eq!(shape.tiles(&tokens), [0, 2, 2, 1, 3, 2, 5, 1]);
     assert!(shape.tiles(&[]).is_empty());

@@ -38,6 +38,10 @@ static inline float sum_element(THREAD(SumFragment) sums, uint e) {
     return sums->rows[e / 2u].thread_elements()[e % 2u];
 }
 
+static inline void scale_sum(THREAD(SumFragment) sums, uint e, float factor) {
+    sums->rows[e / 2u].thread_elements()[e % 2u] = sum_element(sums, e) * factor;
+}
+
 // The second operand has rows along k: this lane holds, of the 8 columns k of each half, the one
 // that its own row number names, for two tokens.
 struct TokenPlace {
@@ -113,6 +117,10 @@ static inline void clear_sums(THREAD(SumFragment) sums) {
 }
 
 static inline float sum_element(THREAD(const SumFragment) sums, uint e) { return sums->element[e]; }
+
+static inline void scale_sum(THREAD(SumFragment) sums, uint e, float factor) {
+    sums->element[e] = sums->element[e] * factor;
+}
 
 // Where a lane finds its four neighbouring columns of token g, relative to a tile's first token and a step's first
 // column. Tokens past the last repeat it: their sums are never stored.

@@ -5,6 +5,10 @@ use std::marker::PhantomData;
 use marlin_kernels::attention::{
     Attention as Launcher, AttentionArgs, AttentionConstants, AttentionReduce, AttentionReduceArgs,
 };
+use marlin_kernels::attention_prefill::{
+    AttentionPrefill, AttentionPrefillArgs, AttentionPrefillConstants,
+};
+use marlin_kernels::signature::ElementType;
 use marlin_kernels::{Element, Grid, View, ViewMut};
 
 use super::kv_cache::{KV_BLOCK, KvAddressing, KvLayout, KvStorage, check_rows};
@@ -49,6 +53,8 @@ pub struct RowShape {
     pub heads: u32,
     /// Tokens of one sequence.
     pub tokens: u32,
+    /// Products by matrix fragments (`attention_prefill`), operands rounded to f16.
+    pub fragments: bool,
 }
 
 impl RowShape {
@@ -56,13 +62,32 @@ impl RowShape {
     /// few times as can be.
     pub fn decode(layout: &KvLayout, group: u32, properties: &DeviceProperties) -> Self {
         let most = most_rows(layout, properties);
-        Self { heads: group.div_ceil(group.div_ceil(most).max(1)).max(1), tokens: 1 }
+        let heads = group.div_ceil(group.div_ceil(most).max(1)).max(1);
+        Self { heads, tokens: 1, fragments: false }
     }
 
-    /// For runs of tokens: as many as fit.
-    pub fn prefill(layout: &KvLayout, group: u32, properties: &DeviceProperties) -> Self {
+    /// For runs of tokens: as many as fit. Matrix fragments wherever they can be had; activations of f32 keep
+    /// products of f32.
+    pub fn prefill<T: Element>(
+        layout: &KvLayout,
+        group: u32,
+        properties: &DeviceProperties,
+    ) -> Self {
+        if fragments_fit::<T>(layout, properties) {
+            let heads = group.div_ceil(group.div_ceil(16).max(1)).max(1);
+            return Self { heads, tokens: FRAGMENT_ROWS / heads, fragments: true };
+        }
         let Self { heads, .. } = Self::decode(layout, group, properties);
-        Self { heads, tokens: (most_rows(layout, properties) / heads).max(1) }
+        Self { heads, tokens: (most_rows(layout, properties) / heads).max(1), fragments: false }
+    }
+
+    /// The most rows that a threadgroup can have.
+    fn most<T: Element>(&self, layout: &KvLayout, properties: &DeviceProperties) -> u32 {
+        match (self.fragments, fragments_fit::<T>(layout, properties)) {
+            (true, true) => FRAGMENT_ROWS,
+            (true, false) => 0,
+            (false, _) => most_rows(layout, properties),
+        }
     }
 
     /// Tiles for runs of tokens: `[first token, tokens]` of each, from the `(sequence, position)` of every token.
@@ -84,6 +109,21 @@ impl RowShape {
         }
         tiles
     }
+}
+
+/// Query rows of a threadgroup with matrix fragments: 16 a SIMD-group.
+const FRAGMENT_ROWS: u32 = 16 * SIMDGROUPS;
+
+fn fragments_fit<T: Element>(layout: &KvLayout, properties: &DeviceProperties) -> bool {
+    properties.simd_width == 32
+        && T::TYPE != ElementType::F32
+        && layout.head_dim() <= 192
+        && 2 * fragment_halves(layout) <= properties.threadgroup_bytes.min(THREADGROUP_BYTES)
+}
+
+/// Threadgroup memory of `attention_prefill`, in halves: 32 keys and, transposed, 32 values.
+fn fragment_halves(layout: &KvLayout) -> u32 {
+    KV_BLOCK * (layout.head_dim().next_multiple_of(16) + 16) + layout.head_dim() * (KV_BLOCK + 16)
 }
 
 /// Threadgroup memory of `rows` rows, in floats.
@@ -192,6 +232,10 @@ impl<T: Element> Attention<'_, T> {
             Some((tiles, shape)) => ((tiles.len() / 2) as u32, *shape),
             None => (tokens, RowShape::decode(&layout, group, properties)),
         };
+        if shape.fragments {
+            self.encode_fragments(group, shape, tiles, commands);
+            return Ok(());
+        }
         let split = self.splits > 1;
         let lane_dims = if layout.storage() == KvStorage::F32 { 4 } else { 8 };
         let constants = AttentionConstants {
@@ -259,6 +303,50 @@ impl<T: Element> Attention<'_, T> {
         Ok(())
     }
 
+    /// Appends the dispatch of `attention_prefill`.
+    fn encode_fragments(
+        self,
+        group: u32,
+        shape: RowShape,
+        tile_count: u32,
+        commands: &mut CommandList,
+    ) {
+        let layout = self.layout;
+        let Some((tiles, _)) = self.tiles else { return };
+        commands.launch(
+            AttentionPrefill {
+                query: self.query,
+                cache: self.cache,
+                pages: self.addressing.pages(),
+                sequences: self.sequences,
+                positions: self.positions,
+                tiles,
+                out: self.out,
+                args: AttentionPrefillArgs {
+                    kv_heads: layout.kv_heads(),
+                    group,
+                    query_stride: self.query_stride,
+                    out_stride: self.out_stride,
+                    stride: self.addressing.stride(),
+                    window: self.window.unwrap_or(0),
+                    scale: self.scale,
+                    softcap: self.softcap.unwrap_or(1.0),
+                },
+                shared: fragment_halves(&layout),
+                constants: AttentionPrefillConstants {
+                    head_dim: layout.head_dim(),
+                    kv_format: layout.storage().id(),
+                    blocks_per_page: self.addressing.blocks_per_page(),
+                    row_heads: shape.heads,
+                    row_tokens: shape.tokens,
+                    softcap: self.softcap.is_some(),
+                },
+                elements: PhantomData,
+            },
+            Grid::xy(layout.kv_heads() * group.div_ceil(shape.heads), tile_count, SIMDGROUPS * 32),
+        );
+    }
+
     /// Checks everything and gives the query heads of a key head.
     fn check(&self, properties: &DeviceProperties) -> Result<u32, GpuError> {
         let layout = self.layout;
@@ -284,7 +372,7 @@ impl<T: Element> Attention<'_, T> {
         }
         if let Some((tiles, shape)) = &self.tiles {
             let rows = shape.heads * shape.tokens;
-            let most = most_rows(&layout, properties);
+            let most = shape.most::<T>(&layout, properties);
             if rows == 0 || rows > most || !tiles.len().is_multiple_of(2) {
                 return Err(refuse(
                     KERNEL,

@@ -17,6 +17,15 @@ const INTERESTING: &[(&str, &[&[(&str, u32)]])] = &[
         ],
     ),
     (
+        "attention_prefill",
+        &[
+            &[("ROW_HEADS", 4), ("ROW_TOKENS", 16)],
+            &[("KV_FORMAT", 1), ("HEAD_DIM", 64), ("SOFTCAP", 1)],
+            &[("KV_FORMAT", 2), ("HEAD_DIM", 80)],
+            &[("KV_FORMAT", 3), ("HEAD_DIM", 192)],
+        ],
+    ),
+    (
         "hadamard",
         &[
             &[("ORDER", 1), ("LEVELS", 12), ("WHOLE", 1)],
