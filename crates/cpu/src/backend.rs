@@ -7,11 +7,11 @@ use std::time::Instant;
 use marlin_backend::{
     Backend, BackendError, Ceilings, Executor, ExecutorOptions, Program, Weight, WeightSource,
 };
-use marlin_placement::{AccessPattern, Direction, Ledger};
+use marlin_placement::{Direction, Ledger};
 
 use crate::executor::CpuExecutor;
 use crate::isa::{Isa, IsaError, Kernels, kernels};
-use crate::memory::Buffer;
+use crate::memory::WeightMemory;
 use crate::pool::Pool;
 use crate::weight::{PlaceTallies, place};
 
@@ -20,6 +20,7 @@ pub(crate) struct Inner {
     pub(crate) pool: Pool,
     pub(crate) kernels: &'static Kernels,
     pub(crate) ledger: Arc<Ledger>,
+    memory: WeightMemory,
     tallies: PlaceTallies,
 }
 
@@ -71,7 +72,8 @@ impl CpuBackend {
             repack: ledger.copies(Direction::HostToHost, "interleave rows for the register tile"),
             expand: ledger.copies(Direction::HostToHost, "expand FP8 scales to f32"),
         };
-        Ok(Self { inner: Arc::new(Inner { pool, kernels, ledger, tallies }) })
+        let memory = WeightMemory::default();
+        Ok(Self { inner: Arc::new(Inner { pool, kernels, ledger, memory, tallies }) })
     }
 
     /// The instruction set in use.
@@ -100,8 +102,8 @@ impl Backend for CpuBackend {
     }
 
     fn place(&self, source: &WeightSource) -> Result<Weight, BackendError> {
-        let Inner { pool, ledger, tallies, .. } = &*self.inner;
-        Ok(Arc::new(place(source, pool, ledger, tallies)?))
+        let Inner { pool, ledger, memory, tallies, .. } = &*self.inner;
+        Ok(Arc::new(place(source, pool, memory, ledger, tallies)?))
     }
 
     fn compile(
@@ -129,20 +131,20 @@ impl CpuBackend {
         let Inner { pool, kernels, .. } = &*self.inner;
         let bytes = PER_THREAD * pool.threads();
         // Not part of any run, so in a book of its own.
-        let pattern = AccessPattern::DEVICE_ONLY.with_initial_data();
-        let Ok(buffer) = Buffer::new(&Ledger::new(), "ceiling", pattern, bytes) else {
+        let memory = WeightMemory::default();
+        let Ok(buffer) = memory.buffer(&Ledger::new(), "ceiling", bytes) else {
             return f64::NAN;
         };
         // SAFETY: the buffer is ours; touching its pages makes them real memory.
         unsafe { buffer.as_ptr::<u8>().write_bytes(1, bytes) };
         let mut best = f64::INFINITY;
-        for _ in 0..8 {
+        for round in 0..8 {
             let start = Instant::now();
             pool.run(&|worker| {
                 // SAFETY: each thread reads its own part of the buffer.
                 let sum = unsafe {
                     let part = buffer.as_ptr::<u8>().add(worker.index * PER_THREAD);
-                    (kernels.read)(part, PER_THREAD)
+                    (kernels.read)(part, PER_THREAD, round % 2 == 0)
                 };
                 std::hint::black_box(sum);
             });

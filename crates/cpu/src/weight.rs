@@ -12,7 +12,7 @@ use marlin_formats::{Code, Format, GroupFormat};
 use marlin_placement::{AccessPattern, BufferTally, Ledger, Tally};
 
 use crate::isa::FloatKind;
-use crate::memory::Buffer;
+use crate::memory::{Buffer, WeightMemory};
 use crate::pool::Pool;
 
 /// A placed weight.
@@ -157,10 +157,11 @@ pub(crate) struct PlaceTallies {
     pub(crate) expand: Tally,
 }
 
-/// Adopts or repacks a weight.
+/// Adopts a weight, or repacks it into `memory`.
 pub(crate) fn place(
     source: &WeightSource,
     pool: &Pool,
+    memory: &WeightMemory,
     ledger: &Ledger,
     tallies: &PlaceTallies,
 ) -> Result<CpuWeight, BackendError> {
@@ -189,8 +190,7 @@ pub(crate) fn place(
                 what: format!("`{name}`: format {format} with this group size"),
             }
         })?;
-        let pattern = AccessPattern::DEVICE_ONLY.with_initial_data();
-        let packed = Buffer::new(ledger, name.clone(), pattern, layout.bytes())?;
+        let packed = memory.buffer(ledger, name.clone(), layout.bytes())?;
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
         let destination = Destination(packed.as_ptr());

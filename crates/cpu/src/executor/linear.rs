@@ -12,12 +12,13 @@ use crate::kernels::tile::{Activations, TileCall, prefetch_far};
 use crate::pool::Worker;
 use crate::weight::Storage;
 
-/// Bytes of weights of one work item of a decode: less than a microsecond of memory, so that
-/// no thread waits long for another's last item, and many times what it costs to take one.
-const ITEM_BYTES: usize = 12 << 10;
-/// Cache lines that are asked for ahead of a stage: what arrives in the microsecond or two
-/// that a barrier and the preparation of the input take.
-const PREFETCH_LINES: usize = 384;
+/// Bytes of weights of one work item of a decode: a run long enough for the processor's own
+/// prefetching, which does better than any asked for, and few enough microseconds of memory
+/// that no thread waits long for another's last item.
+const ITEM_BYTES: usize = 48 << 10;
+/// Cache lines of a stage's weights that are asked for before its input is prepared: memory
+/// would otherwise idle meanwhile.
+const AHEAD: usize = 64;
 
 impl LinearPlan {
     /// Tiles of the stage.
@@ -39,6 +40,23 @@ impl LinearPlan {
             Combine::Gated(_) => 2 * self.matrices[0].tile_bytes,
         };
         (ITEM_BYTES / bytes.max(1)).clamp(1, 16)
+    }
+
+    /// Asks for the first weights that `worker` will need when the stage runs for `rows` rows.
+    pub(super) fn prefetch(&self, rows: usize, worker: Worker<'_>) {
+        let chunk = self.chunk(rows);
+        let mut tile = worker.index * self.tiles().div_ceil(chunk) / worker.count * chunk;
+        for matrix in &self.matrices {
+            if tile < matrix.tiles {
+                if let Product::Tiles { packed, .. } = &matrix.product {
+                    for line in 0..AHEAD {
+                        prefetch_far(packed.tile(tile).wrapping_add(64 * line));
+                    }
+                }
+                return;
+            }
+            tile -= matrix.tiles;
+        }
     }
 }
 
@@ -105,26 +123,6 @@ impl CpuExecutor {
         });
     }
 
-    /// Asks for the first weights that this thread will need in a linear stage, while it
-    /// waits for the others and prepares the input: without this, memory would idle around
-    /// every barrier.
-    pub(super) fn prefetch_linear(&self, plan: &LinearPlan, rows: usize, worker: Worker<'_>) {
-        let (tiles, chunk) = (plan.tiles(), plan.chunk(rows));
-        let group = worker.index * tiles.div_ceil(chunk) / worker.count;
-        let mut tile = group * chunk;
-        for matrix in &plan.matrices {
-            if tile < matrix.tiles {
-                if let Product::Tiles { packed, .. } = &matrix.product {
-                    for line in 0..PREFETCH_LINES {
-                        prefetch_far(packed.tile(tile).wrapping_add(64 * line));
-                    }
-                }
-                return;
-            }
-            tile -= matrix.tiles;
-        }
-    }
-
     /// Norms and quantises one row of a stage's input.
     fn prepare_row(&self, plan: &LinearPlan, row: usize, normed: *mut f32, quantised: &Quantised) {
         let kernels = self.inner.kernels;
@@ -150,7 +148,11 @@ impl CpuExecutor {
                     lanes,
                     codes: quantised.codes.as_ptr::<i8>().add((first + lane) * BLOCK),
                     scales: quantised.scales.as_ptr::<f32>().add(first + lane),
-                    half_sums: quantised.half_sums.as_ptr::<f32>().add(2 * first + lane),
+                    half_sums: if plan.any_halves {
+                        quantised.half_sums.as_ptr::<f32>().add(2 * first + lane)
+                    } else {
+                        std::ptr::null_mut()
+                    },
                     sums: quantised.sums.as_ptr::<f32>().add(first + lane),
                     biases: quantised.biases.as_ptr::<i32>().add(panel * bias_stride + lane),
                 };

@@ -6,7 +6,9 @@ use marlin_backend::{
 use marlin_formats::tile::{TileLayout, TileMin};
 use marlin_placement::{Ledger, Tally};
 
-use crate::isa::{AppendKernel, AttendKernel, CodeKind, FloatKernel, Kernels, TileKernel};
+use crate::isa::{
+    AppendKernel, AttendKernel, CodeKind, FloatKernel, Kernels, ShortAttendKernel, TileKernel,
+};
 use crate::kernels::quantise::{BLOCK, Bias};
 use crate::kernels::tile::{has_bias, table_offset};
 use crate::weight::{CpuWeight, Storage, downcast};
@@ -97,6 +99,8 @@ pub(super) struct LinearPlan {
     pub(super) biases: Vec<Bias>,
     pub(super) cols: usize,
     pub(super) any_quantised: bool,
+    /// Whether any matrix has groups of 16 columns.
+    pub(super) any_halves: bool,
     pub(super) any_float: bool,
 }
 
@@ -114,6 +118,7 @@ pub(super) struct AttentionPlan {
     pub(super) rope: Option<usize>,
     pub(super) append: AppendKernel,
     pub(super) attend: AttendKernel,
+    pub(super) attend_short: Option<ShortAttendKernel>,
 }
 
 /// What threads do between two barriers.
@@ -266,6 +271,7 @@ impl Plan {
                     rope,
                     append: kernels.append[kv],
                     attend: kernels.attend[kv],
+                    attend_short: kernels.attend_short[kv],
                 };
                 let kind = StageKind::Attention(Box::new(plan));
                 Stage { kind, tally: ledger.dispatches("attention") }
@@ -302,6 +308,7 @@ impl LinearPlan {
             biases: Vec::new(),
             cols: 0,
             any_quantised: false,
+            any_halves: false,
             any_float: false,
         })
     }
@@ -320,6 +327,7 @@ impl LinearPlan {
             Storage::Tiles { layout, packed } => {
                 self.any_quantised = true;
                 let halves = layout.group % BLOCK != 0;
+                self.any_halves |= halves;
                 let offset = layout.table.map_or(layout.offset, table_offset);
                 let min = layout.min != TileMin::None;
                 let needs_bias = has_bias(layout.bits, min, kernels.signed_8bit);

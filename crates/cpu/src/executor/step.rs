@@ -70,12 +70,12 @@ impl CpuExecutor {
                     });
                 }
             }
+            worker.barrier.wait();
             if rows <= LOCAL_ROWS
                 && let Some(StageKind::Linear(next)) = self.plan.stages.get(i + 1).map(|s| &s.kind)
             {
-                self.prefetch_linear(next, rows, worker);
+                next.prefetch(rows, worker);
             }
-            worker.barrier.wait();
         }
         self.sample(worker);
     }

@@ -5,4 +5,5 @@ pub(crate) mod ceiling;
 pub(crate) mod elementwise;
 pub(crate) mod float;
 pub(crate) mod quantise;
+pub(crate) mod short_attention;
 pub(crate) mod tile;

@@ -34,7 +34,8 @@ pub(crate) struct RowOut {
     pub(crate) codes: *mut i8,
     /// One scale per block.
     pub(crate) scales: *mut f32,
-    /// Two sums `d · Σ x` of 16 columns per block.
+    /// Two sums `d · Σ x` of 16 columns per block; null if nobody needs them, and no bias
+    /// either is for 16 columns.
     pub(crate) half_sums: *mut f32,
     /// One sum `d · Σ x` of 32 columns per block.
     pub(crate) sums: *mut f32,
@@ -72,36 +73,33 @@ pub(crate) unsafe fn quantise_row<S: Simd>(
             let largest = S::max_lane(S::max(S::abs(low), S::abs(high)));
             let scale = largest / 127.0;
             // A block whose largest value is zero or nearly so: 1/scale would overflow.
-            let inverse = if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
+            let inverse = S::splat(if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 });
+            let (low, high) = (S::round(S::mul(low, inverse)), S::round(S::mul(high, inverse)));
             let lanes = out.lanes;
             let codes = out.codes.add(start * lanes);
-            S::store_i8(codes, S::mul(low, S::splat(inverse)));
-            S::store_i8(codes.add(LANES), S::mul(high, S::splat(inverse)));
-            // max() drops NaN, the sum does not.
-            let poison = (S::sum(low) + S::sum(high)) * 0.0;
-            let scale = scale + poison;
+            S::store_i8(codes, low);
+            S::store_i8(codes.add(LANES), high);
+            // Sums of integers below 2^24 are exact in any order.
+            let (mut halves, sum) = ([0.0; 2], S::sum(S::add(low, high)));
+            // max() drops NaN, the sum does not; infinity times its inverse is NaN too.
+            let scale = scale + sum * 0.0;
             *out.scales.add(b * lanes) = scale;
-            let sums = [sum_i8(codes), sum_i8(codes.add(LANES))];
-            *out.half_sums.add(2 * b * lanes) = scale * sums[0] as f32;
-            *out.half_sums.add((2 * b + 1) * lanes) = scale * sums[1] as f32;
-            *out.sums.add(b * lanes) = scale * (sums[0] + sums[1]) as f32;
+            *out.sums.add(b * lanes) = scale * sum;
+            if !out.half_sums.is_null() {
+                halves[0] = S::sum(low);
+                halves[1] = sum - halves[0];
+                *out.half_sums.add(2 * b * lanes) = scale * halves[0];
+                *out.half_sums.add((2 * b + 1) * lanes) = scale * halves[1];
+            }
             for (i, bias) in biases.iter().enumerate() {
                 let to = out.biases.add(i * 2 * blocks * lanes);
                 if bias.halves {
-                    *to.add(2 * b * lanes) = -bias.offset * sums[0];
-                    *to.add((2 * b + 1) * lanes) = -bias.offset * sums[1];
+                    *to.add(2 * b * lanes) = -bias.offset * halves[0] as i32;
+                    *to.add((2 * b + 1) * lanes) = -bias.offset * halves[1] as i32;
                 } else {
-                    *to.add(b * lanes) = -bias.offset * (sums[0] + sums[1]);
+                    *to.add(b * lanes) = -bias.offset * sum as i32;
                 }
             }
         }
     }
-}
-
-/// The sum of 16 signed bytes.
-#[inline(always)]
-unsafe fn sum_i8(codes: *const i8) -> i32 {
-    // SAFETY: the caller vouches for 16 bytes.
-    let codes: [i8; LANES] = unsafe { codes.cast::<[i8; LANES]>().read_unaligned() };
-    codes.iter().map(|&c| i32::from(c)).sum()
 }

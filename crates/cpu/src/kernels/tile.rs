@@ -94,11 +94,6 @@ pub(crate) struct TileCall<'a> {
     pub(crate) bias: *const f32,
 }
 
-/// Bytes ahead of the codes in use that are prefetched into the second-level cache: twice what
-/// arrives from memory during its latency (100 ns at 16 GB/s a core). Not into the first level:
-/// as many misses as it can have outstanding carry less than the memory gives.
-const PREFETCH: usize = 4096;
-
 /// Multiplies the tiles with all tokens of the call.
 ///
 /// # Safety
@@ -482,11 +477,6 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const MIN: bool, const T
         let x_biases = x.biases.wrapping_add(panel * x.bias_stride + lane);
         for b in 0..blocks {
             let p = codes.add(b * C::BITS as usize * 64);
-            if T == 1 {
-                for line in 0..C::BITS as usize {
-                    prefetch_far(p.wrapping_add(PREFETCH + 64 * line));
-                }
-            }
             let w = unpack::<S, C>(p, table);
             let scales = call.scratch.add(group * LANES);
             let mins = scales.add(groups * LANES);
