@@ -1,5 +1,5 @@
-// Attention of new tokens over their sequences' caches: one kernel for decoding and for prefill, and the
-// reduction after a split context.
+// Attention of new tokens over their sequences' caches, for decoding and any mix of tokens (and for prefill where
+// attention_prefill.metal cannot be used), and the reduction after a split context.
 //
 // out[t, h] = Σ_j softmax_j(scale · q[t, h] · K[j, h / G]) · V[j, h / G] over the positions j that token t sees: up to its
 // own, and with a window only the last `window` of them. The softmax is computed online (Milakov & Gimelshein 2018, algorithm 3; Dao 2023,
