@@ -246,13 +246,15 @@ fn decode(device: &dyn Device, shape: Shape, lengths: &[usize]) -> Result<(), Gp
         commands.launch(
             Rope {
                 q: buffer.slice_mut(offset..buffer.len())?,
-                k: none.view_mut()?,
+                k: Some(none.view_mut()?),
                 positions: positions.view(),
                 inverse_frequencies: frequencies_buffer.view(),
                 q_weight: None,
                 k_weight: None,
                 args: RopeArgs {
                     q_heads: heads as u32,
+                    q_first: 0,
+                    k_first: 0,
                     k_heads: 0,
                     head_dim: rope as u32,
                     pairs: rope as u32 / 2,
@@ -266,7 +268,12 @@ fn decode(device: &dyn Device, shape: Shape, lengths: &[usize]) -> Result<(), Gp
                     q_offset: 0.0,
                     k_offset: 0.0,
                 },
-                constants: RopeConstants { interleaved: true, q_norm: false, k_norm: false },
+                constants: RopeConstants {
+                    interleaved: true,
+                    q_norm: false,
+                    k_norm: false,
+                    together: false,
+                },
                 elements: std::marker::PhantomData,
             },
             Grid::xy(tokens as u32, 1, 128),

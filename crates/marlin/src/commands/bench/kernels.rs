@@ -3,8 +3,6 @@
 use clap::ValueEnum;
 use marlin_formats::Format;
 
-use crate::error::CliError;
-
 /// Measure GPU kernels one by one, against the memory's measured rates
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -84,8 +82,9 @@ fn parse_shape(text: &str) -> Result<(usize, usize), String> {
 }
 
 #[cfg(not(all(feature = "cuda", any(target_os = "linux", windows))))]
-pub(crate) fn run(args: &Args) -> Result<(), CliError> {
-    Err(CliError::failed(format!("device {}: this build knows no GPU", args.device)))
+pub(crate) fn run(args: &Args) -> Result<(), crate::error::CliError> {
+    let reason = format!("device {}: this build knows no GPU", args.device);
+    Err(crate::error::CliError::failed(reason))
 }
 
 #[cfg(all(feature = "cuda", any(target_os = "linux", windows)))]
