@@ -26,6 +26,45 @@ const INTERESTING: &[(&str, &[&[(&str, u32)]])] = &[
         ],
     ),
     (
+        "gemm",
+        &[
+            &[
+                ("CODE", 2),
+                ("OFFSET", 8),
+                ("SCALE", 1),
+                ("ROW_BLOCKS", 2),
+                ("DEPTH", 2),
+                ("WIDE", 1),
+            ],
+            &[
+                ("CODE", 6),
+                ("SCALE", 1),
+                ("TILES", 8),
+                ("ROW_BLOCKS", 2),
+                ("STAGED", 1),
+                ("STAGES", 3),
+                ("PRESCALED", 1),
+            ],
+            &[("CODE", 2), ("SCALE", 5), ("MIN", 3), ("GROUP", 32), ("TILES", 2), ("STAGED", 1)],
+            &[
+                ("CODE", 4),
+                ("OFFSET", 32),
+                ("SCALE", 5),
+                ("GROUP", 16),
+                ("GATED", 1),
+                ("ROW_BLOCKS", 2),
+            ],
+            &[("CODE", 8), ("GROUP", 0), ("TILES", 4), ("STAGED", 1), ("STAGES", 4)],
+        ],
+    ),
+    (
+        "gemv",
+        &[
+            &[("CODE", 2), ("SCALE", 1), ("MIN", 1), ("GROUP", 32), ("TOKENS", 1)],
+            &[("CODE", 7), ("SCALE", 2), ("GROUP", 0), ("TOKENS", 8), ("GATED", 1)],
+        ],
+    ),
+    (
         "hadamard",
         &[
             &[("ORDER", 1), ("LEVELS", 12), ("WHOLE", 1)],
