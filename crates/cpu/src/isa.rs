@@ -8,7 +8,7 @@ use marlin_formats::tile::TileLayout;
 use crate::kernels::attention::{self, AttendCall, KvElement, KvF16, KvF32, KvHead, KvQ8};
 use crate::kernels::float::{self, Bf16, E4m3, F16, F32, FloatCall};
 use crate::kernels::quantise::{self, Bias, RowOut};
-use crate::kernels::short_attention::{self, ShortCall};
+use crate::kernels::short_attention::ShortCall;
 use crate::kernels::tile::{self, Bits2, Bits3, Bits4, Bits5, Bits6, Bits8, Table4, TileCall};
 use crate::kernels::{ceiling, elementwise};
 use crate::simd::Simd;
@@ -344,7 +344,7 @@ table!(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn attend_short<E: KvElement>(call: &ShortCall<'_>) {
     // SAFETY: forwarded from the caller.
-    unsafe { short_attention::attend::<crate::simd::avx512::Avx512, E>(call) }
+    unsafe { crate::kernels::short_attention::attend::<crate::simd::avx512::Avx512, E>(call) }
 }
 #[cfg(target_arch = "aarch64")]
 table!(

@@ -192,7 +192,9 @@ mod tests {
         ranges.sort_unstable();
         assert!(ranges.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0));
         for (buffer, size) in buffers.iter().zip(sizes) {
-            assert!(buffer.len() >= size && buffer.as_ptr::<u8>() as usize % ALIGNMENT == 0);
+            assert!(
+                buffer.len() >= size && (buffer.as_ptr::<u8>() as usize).is_multiple_of(ALIGNMENT)
+            );
             assert!(buffer.bytes().iter().all(|&b| b == 0));
             // SAFETY: the buffer is this long.
             unsafe { buffer.as_ptr::<u8>().write_bytes(0xff, buffer.len()) };

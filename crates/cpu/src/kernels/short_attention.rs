@@ -399,14 +399,14 @@ unsafe fn add_values<S: Simd, const R: usize, const J: usize>(
     acc: *mut f32,
     dim: usize,
 ) {
-    for r in 0..R {
-        for j in 0..J {
+    for (r, sums) in sums.iter().enumerate() {
+        for (j, &sum) in sums.iter().enumerate() {
             // SAFETY: the caller vouches for R rows of J vectors.
             unsafe {
                 let at = acc.add(r * dim + j * LANES);
                 let scale = S::mul(S::load(scales.add(j * LANES)), factors[r]);
                 let before = S::mul(S::load(at), corrections[r]);
-                S::store(at, S::fma(S::int_to_float(sums[r][j]), scale, before));
+                S::store(at, S::fma(S::int_to_float(sum), scale, before));
             }
         }
     }
@@ -450,7 +450,7 @@ mod tests {
                 state ^= state >> 7;
                 state ^= state << 17;
                 let x = (state >> 40) as f32 / (1 << 23) as f32 - 1.0;
-                if state % 37 == 0 { 6.0 * x } else { x }
+                if state.is_multiple_of(37) { 6.0 * x } else { x }
             })
             .collect()
     }

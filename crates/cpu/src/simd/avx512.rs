@@ -23,7 +23,7 @@ fn settle(acc: [__m512; 4], mut p: *const i8) -> ([__m512; 4], *const i8) {
             inout(zmm_reg) c,
             inout(zmm_reg) d,
             inout(reg) p,
-            options(pure, nomem, nostack, preserves_flags),
+            options(pure, readonly, nostack, preserves_flags),
         );
     }
     ([a, b, c, d], p)

@@ -137,6 +137,7 @@ pub(crate) trait Simd: Copy + 'static {
 }
 
 /// Multiply-adds of 16-bit integers, where they do more than those of floats.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 has them so far"))]
 pub(crate) trait ShortProducts: Simd {
     /// Rounds two vectors to 16-bit integers; lane r has `low[r]` in its low half and `high[r]`
     /// in its high half. Both must be in range.
