@@ -3,7 +3,12 @@
 
 #[path = "build/launchers.rs"]
 mod launchers;
-#[allow(dead_code, missing_docs, unreachable_pub, reason = "the library's own module, used in part")]
+#[allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "the library's own module, used in part"
+)]
 #[path = "src/signature/mod.rs"]
 mod signature;
 

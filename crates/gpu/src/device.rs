@@ -175,7 +175,7 @@ impl dyn Device + '_ {
         self.upload_bytes(label, bytemuck::cast_slice(values))
     }
 
-    /// As [`upload_new`](Self::upload_new), from bytes at any address; a rest shorter than an
+    /// As `upload_new`, from bytes at any address; a rest shorter than an
     /// element is left out.
     ///
     /// # Errors

@@ -85,7 +85,11 @@ fn field_name(name: &str) -> String {
 fn argument_struct(out: &mut String, structure: &ArgumentStruct) {
     doc(out, "    ", &structure.doc);
     let derive = "Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable";
-    let _ = writeln!(out, "    #[derive({derive})]\n    #[repr(C)]\n    pub struct {} {{", structure.name);
+    let _ = writeln!(
+        out,
+        "    #[derive({derive})]\n    #[repr(C)]\n    pub struct {} {{",
+        structure.name
+    );
     for field in &structure.fields {
         doc(out, "        ", &field.doc);
         let scalar = field.ty.scalar.rust_name();
@@ -283,10 +287,8 @@ fn launcher(
             parameters.join(", ")
         );
     }
-    let mut elements: Vec<String> = parameters
-        .iter()
-        .map(|p| format!("Some(<{p} as crate::Element>::TYPE)"))
-        .collect();
+    let mut elements: Vec<String> =
+        parameters.iter().map(|p| format!("Some(<{p} as crate::Element>::TYPE)")).collect();
     elements.resize(2, "None".to_owned());
 
     doc(out, "    ", &kernel.doc);

@@ -334,7 +334,11 @@ kernel void gemm(
     uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simd_group [[simdgroup_index_in_threadgroup]]) {
-    allow_next();
+    // Threadgroups with four tiles leave room for the next dispatch's beside them, which then only
+    // wait and keep this dispatch's own out: those say so at the end.
+    if (TILES != 4u) {
+        allow_next();
+    }
     GemmArgs sizes = args;
     Scales scaling;
     scaling.scales = scales;
@@ -491,6 +495,10 @@ kernel void gemm(
             here = here + DEPTH * round_columns();
         }
     }
+    if (TILES == 4u) {
+        allow_next();
+    }
+
     // The SIMD-groups along k add up through threadgroup memory: [k group][token][row].
     uint group_rows = ROW_GROUPS * ROW_BLOCKS * 16u;
     uint group_size = group_rows * TILES * 8u;

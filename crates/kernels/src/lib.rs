@@ -21,7 +21,12 @@ mod generated {
 
 /// Kernels that test the emulated device, most of them wrong in one way.
 #[cfg(feature = "emulated")]
-#[allow(missing_docs, dead_code, clippy::all, reason = "generated; documented where the kernels are written")]
+#[allow(
+    missing_docs,
+    dead_code,
+    clippy::all,
+    reason = "generated; documented where the kernels are written"
+)]
 pub mod test_kernels {
     include!(concat!(env!("OUT_DIR"), "/test_launchers.rs"));
 }

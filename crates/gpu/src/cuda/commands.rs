@@ -13,7 +13,8 @@ use marlin_placement::{Direction, Ledger, Tally};
 use super::buffer::{CudaAllocation, Memory, lock};
 use super::context::Context;
 use super::driver::{
-    AddDependencies, CopyEnd, CopyParams, EdgeData, Handle, KernelNodeParams, MemsetNodeParams, status,
+    AddDependencies, CopyEnd, CopyParams, EdgeData, Handle, KernelNodeParams, MemsetNodeParams,
+    status,
 };
 use super::pipeline::{Pipeline, Variant};
 use crate::device::{Completed, DeviceProperties, Recording, Submission};

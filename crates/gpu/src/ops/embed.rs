@@ -13,7 +13,7 @@ use super::linear::FragmentWeights;
 use super::vectors::{EIGHT, row_threads, starts_whole, starts_whole_mut};
 use crate::{Buffer, CommandList, GpuError};
 
-/// Appends out[i] = scale · table[ids[i]]: token embeddings, or (with scale 1) the rows of output tokens.
+/// Appends `out[i] = scale · table[ids[i]]`: token embeddings, or (with scale 1) the rows of output tokens.
 ///
 /// table: `[rows, columns]`; ids: `[n]`; out: `[n, columns]`. An id that is not a row of the table gives a row of NaN.
 ///
@@ -43,7 +43,7 @@ pub fn gather_rows<T: Element, U: Element>(
     Ok(())
 }
 
-/// Appends out[i] = scale · table[ids[i]] for a quantised table, such as an output matrix that embeds tokens as well.
+/// Appends `out[i] = scale · table[ids[i]]` for a quantised table, such as an output matrix that embeds tokens as well.
 ///
 /// ids: `[n]`; out: `[n, columns]`. An id that is not a row of the table gives a row of NaN.
 ///

@@ -2,7 +2,7 @@
 
 use marlin_formats::Matrix;
 use marlin_formats::fragment::{
-    BLOCK_ROWS, FragmentLayout, FragmentMatrix, FragmentMin, FragmentScale,
+    BLOCK_ROWS, FragmentCode, FragmentLayout, FragmentMatrix, FragmentMin, FragmentScale,
 };
 use marlin_kernels::gemm::{Gemm, GemmArgs, GemmConstants, GemmReduce};
 use marlin_kernels::gemv::{Gemv, GemvArgs, GemvConstants};
@@ -187,6 +187,8 @@ impl GemmShape {
         let (tiles, row_blocks, row_groups, k_groups, depth, stages) = match tiles {
             1 if share <= 3.0 => (1, 1, 1, 16, 1, 2),
             1 if share <= 5.0 => (1, 1, 1, 8, 2, 2),
+            // E2M1 takes more instructions to decode, and so more threads.
+            1 if share > 10.0 && layout.code == FragmentCode::Fp4 => (1, 1, 1, 8, 1, 2),
             1 => (1, 2, 1, 4, 2, 2),
             2 if share <= 3.0 => (2, 1, 2, 8, 1, 4),
             2 if share <= 5.0 => (2, 1, 4, 8, 1, 3),

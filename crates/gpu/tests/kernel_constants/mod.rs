@@ -3,9 +3,12 @@
 use marlin_kernels::signature::ScalarType;
 use marlin_kernels::{ConstantValues, Kernel, MAX_CONSTANTS};
 
+/// Names and values of constants; the rest are the ordinary ones.
+type Set = &'static [(&'static str, u32)];
+
 /// By kernel file: sets of constants that are worth a compilation of their own, each as the values that
 /// differ from [`ordinary`]. A file that is not here is compiled with the ordinary values alone.
-const INTERESTING: &[(&str, &[&[(&str, u32)]])] = &[
+const INTERESTING: &[(&str, &[Set])] = &[
     ("activation", &[&[("ACTIVATION", 0)], &[("ACTIVATION", 1)], &[("ACTIVATION", 2)]]),
     (
         "attention",
@@ -155,7 +158,7 @@ fn ordinary(name: &str, ty: ScalarType) -> u32 {
 }
 
 /// Every set of constants to compile `kernel` with.
-pub fn of(kernel: &Kernel) -> Vec<ConstantValues> {
+pub(crate) fn of(kernel: &Kernel) -> Vec<ConstantValues> {
     let listed = INTERESTING.iter().find(|(file, _)| *file == kernel.file);
     let sets: &[&[(&str, u32)]] = listed.map_or(&[&[]], |(_, sets)| sets);
     for (name, _) in sets.iter().copied().flatten() {
