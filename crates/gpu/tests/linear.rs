@@ -349,7 +349,7 @@ fn lengths_that_do_not_fit_are_refused() {
     let device = common::emulated(32, true);
     let owned = matrix(format, 16, 64);
     let weights = FragmentWeights::upload(&*device, "weights", &[owned.view()]).unwrap();
-    let x = device.upload_new("x", &vec![f16::ONE; 100]).unwrap();
+    let x = device.upload_new("x", &[f16::ONE; 100]).unwrap();
     let y = common::output::<f16>(&*device, 32);
     let mut list = CommandList::new("wrong");
     let error = gemv(&mut list, &weights, x.view(), y.view_mut().unwrap(), 2, Epilogue::default())
