@@ -8,7 +8,6 @@ use marlin_formats::tile::TileLayout;
 use crate::kernels::attention::{self, AttendCall, KvElement, KvF16, KvF32, KvHead, KvQ8};
 use crate::kernels::float::{self, Bf16, E4m3, F16, F32, FloatCall};
 use crate::kernels::quantise::{self, Bias, RowOut};
-use crate::kernels::short_attention::ShortCall;
 use crate::kernels::tile::{self, Bits2, Bits3, Bits4, Bits5, Bits6, Bits8, Table4, TileCall};
 use crate::kernels::{ceiling, elementwise};
 use crate::simd::Simd;
@@ -166,7 +165,6 @@ pub(crate) type TileKernel = unsafe fn(&TileCall<'_>);
 pub(crate) type FloatKernel = unsafe fn(&FloatCall);
 pub(crate) type AppendKernel = unsafe fn(&KvHead, usize, *const f32, *const f32);
 pub(crate) type AttendKernel = unsafe fn(&AttendCall<'_>);
-pub(crate) type ShortAttendKernel = unsafe fn(&ShortCall<'_>);
 
 /// The kernels of one instruction set.
 ///
@@ -190,15 +188,13 @@ pub(crate) struct Kernels {
     pub(crate) sum_exp: unsafe fn(*const f32, usize, f32, f32) -> f32,
     pub(crate) append: [AppendKernel; 3],
     pub(crate) attend: [AttendKernel; 3],
-    /// For many queries, where 16-bit integers are faster than floats.
-    pub(crate) attend_short: [Option<ShortAttendKernel>; 3],
     pub(crate) read: unsafe fn(*const u8, usize, bool) -> u64,
     pub(crate) multiply: unsafe fn(u64) -> u64,
 }
 
 /// Compiles every kernel for one implementation of [`Simd`], with its features enabled.
 macro_rules! table {
-    ($(#[$features:meta])* $module:ident, $simd:ty, $isa:expr, $attend_short:expr) => {
+    ($(#[$features:meta])* $module:ident, $simd:ty, $isa:expr) => {
         #[allow(clippy::undocumented_unsafe_blocks, reason = "each function forwards its contract")]
         mod $module {
             use super::*;
@@ -311,7 +307,6 @@ macro_rules! table {
                 sum_exp,
                 append: [append::<KvF32>, append::<KvF16>, append::<KvQ8>],
                 attend: [attend::<KvF32>, attend::<KvF16>, attend::<KvQ8>],
-                attend_short: $attend_short,
                 read,
                 multiply,
             };
@@ -319,48 +314,35 @@ macro_rules! table {
     };
 }
 
-table!(portable, crate::simd::portable::Portable, Isa::Portable, [None; 3]);
+table!(portable, crate::simd::portable::Portable, Isa::Portable);
 #[cfg(target_arch = "x86_64")]
 table!(
     #[target_feature(enable = "avx2,fma,f16c")]
     avx2,
     crate::simd::avx2::Avx2,
-    Isa::Avx2,
-    [None; 3]
+    Isa::Avx2
 );
 #[cfg(target_arch = "x86_64")]
 table!(
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
     avx512,
     crate::simd::avx512::Avx512,
-    Isa::Avx512Vnni,
-    // A cache of f32 is for those who want no rounding.
-    [None, Some(attend_short::<KvF16>), Some(attend_short::<KvQ8>)]
+    Isa::Avx512Vnni
 );
 
-/// # Safety
-/// As `short_attention::attend`.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn attend_short<E: KvElement>(call: &ShortCall<'_>) {
-    // SAFETY: forwarded from the caller.
-    unsafe { crate::kernels::short_attention::attend::<crate::simd::avx512::Avx512, E>(call) }
-}
 #[cfg(target_arch = "aarch64")]
 table!(
     #[target_feature(enable = "neon,dotprod")]
     neon,
     crate::simd::neon::Neon<false>,
-    Isa::Neon,
-    [None; 3]
+    Isa::Neon
 );
 #[cfg(target_arch = "aarch64")]
 table!(
     #[target_feature(enable = "neon,dotprod,i8mm")]
     neon_i8mm,
     crate::simd::neon::Neon<true>,
-    Isa::NeonI8mm,
-    [None; 3]
+    Isa::NeonI8mm
 );
 
 /// The kernels of `isa`.

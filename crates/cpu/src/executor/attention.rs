@@ -1,7 +1,6 @@
 //! Attention stages, and the memory that they keep: the KV cache and partial sums.
 
 use std::ops::Range;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use marlin_backend::{BackendError, CacheInfo, ExecutorOptions, KvFormat, Rope, RopeStyle};
@@ -10,7 +9,6 @@ use marlin_placement::{AccessPattern, Ledger};
 use super::plan::{AttentionPlan, NormPlan, Plan, StageKind};
 use super::{CpuExecutor, Run};
 use crate::kernels::attention::{AttendCall, KvHead, MAX_ROWS};
-use crate::kernels::short_attention::{ShortCall, scratch_floats as scratch_floats_short};
 use crate::memory::Buffer;
 use crate::pool::Worker;
 
@@ -171,46 +169,21 @@ fn attention_plans(plan: &Plan) -> impl Iterator<Item = &AttentionPlan> {
     })
 }
 
-/// Rows of queries of an item of a prompt, about: as many as share a head's keys and values
-/// once these are converted, and still fit the second-level cache.
-const SHORT_ROWS: usize = 96;
-
-/// Tokens of one item of a run of `len`, and whether it is for the 16-bit kernel, which takes
-/// all query heads of a head of keys at once. It pays when conversion is spread over many rows.
-fn block_of(plan: &AttentionPlan, len: usize) -> (usize, bool) {
-    let group = plan.spec.heads / plan.spec.kv_heads;
-    let short = plan.attend_short.is_some() && len * group >= SHORT_ROWS / 2;
-    (if short { short_tokens(group) } else { MAX_ROWS }, short)
-}
-
-/// Tokens of an item for the 16-bit kernel.
-fn short_tokens(group: usize) -> usize {
-    (SHORT_ROWS / group).next_multiple_of(4)
-}
-
 /// Rows of queries that one item may have.
 fn max_rows(plan: &AttentionPlan) -> usize {
-    let group = plan.spec.heads / plan.spec.kv_heads;
-    let short = if plan.attend_short.is_some() { group * short_tokens(group) } else { 0 };
-    group.max(MAX_ROWS).max(short)
+    (plan.spec.heads / plan.spec.kv_heads).max(MAX_ROWS)
 }
 
 /// Floats of attention scratch that a thread needs for any stage of `plan`.
 pub(super) fn scratch_floats(plan: &Plan) -> usize {
     attention_plans(plan)
         .map(|a| {
-            let (rows, dim) = (max_rows(a), a.spec.head_dim.next_multiple_of(16));
+            let dim = a.spec.head_dim.next_multiple_of(16);
             // Queries and sums, a key and a value, maxima and sums.
-            let own = (rows * (2 * dim + 2) + 2 * dim).next_multiple_of(16);
-            own + if a.attend_short.is_some() { scratch_floats_short(rows, dim) } else { 0 }
+            max_rows(a) * (2 * dim + 2) + 2 * dim
         })
         .max()
         .unwrap_or(0)
-}
-
-/// Rows of the largest item of any stage of `plan`.
-pub(super) fn most_rows(plan: &Plan) -> usize {
-    attention_plans(plan).map(max_rows).max().unwrap_or(0)
 }
 
 /// A thread's scratch, taken apart.
@@ -221,7 +194,6 @@ struct Rows {
     sum: *mut f32,
     key: *mut f32,
     value: *mut f32,
-    short: *mut f32,
 }
 
 /// Positions that a query at `position` sees.
@@ -240,7 +212,6 @@ impl CpuExecutor {
     /// Runs an attention stage over the step's runs.
     pub(super) fn attention(&self, stage: usize, plan: &AttentionPlan, worker: Worker<'_>) {
         let AttentionSize { heads, kv_heads, .. } = AttentionSize::of(plan);
-        let group = heads / kv_heads;
         // Tokens that see each other must all be in the cache before any of them looks;
         // single tokens are appended by the item that needs them last.
         let appended: usize = self.runs.iter().filter(|r| r.len > 1).map(|r| r.len).sum();
@@ -259,8 +230,7 @@ impl CpuExecutor {
             if run.len == 1 {
                 kv_heads * spans(plan, run.position).len()
             } else {
-                let (tokens, short) = block_of(plan, run.len);
-                (if short { kv_heads } else { heads }) * run.len.div_ceil(tokens)
+                heads * run.len.div_ceil(MAX_ROWS)
             }
         };
         let items: usize = self.runs.iter().map(items_of).sum();
@@ -277,18 +247,9 @@ impl CpuExecutor {
                         let n = spans(plan, run.position).len();
                         self.look_back(plan, run, item / n, item % n, worker.index);
                     } else {
-                        let (tokens, short) = block_of(plan, run.len);
-                        let n = run.len.div_ceil(tokens);
+                        let n = run.len.div_ceil(MAX_ROWS);
                         // Later blocks look back further: begin with them.
-                        let first = (n - 1 - item % n) * tokens;
-                        let block = first..run.len.min(first + tokens);
-                        let head = item / n;
-                        if short {
-                            let heads = head * group..(head + 1) * group;
-                            self.look_around_short(plan, run, heads, block, worker.index);
-                        } else {
-                            self.look_around(plan, run, head, block, worker.index);
-                        }
+                        self.look_around(plan, run, item / n, n - 1 - item % n, worker.index);
                     }
                     break;
                 }
@@ -319,7 +280,6 @@ impl CpuExecutor {
                 sum: base.add(2 * rows * dim + rows),
                 key: base.add(2 * rows * (dim + 1)),
                 value: base.add(2 * rows * (dim + 1) + dim),
-                short: base.add((2 * rows * (dim + 1) + 2 * dim).next_multiple_of(16)),
             }
         }
     }
@@ -535,16 +495,17 @@ impl CpuExecutor {
         plan: &AttentionPlan,
         run: &Run,
         head: usize,
-        block: Range<usize>,
+        block: usize,
         thread: usize,
     ) {
         let AttentionSize { heads, kv_heads, dim } = AttentionSize::of(plan);
         let rows = self.rows(plan, thread);
-        let count = block.len();
+        let first = block * MAX_ROWS;
+        let count = (run.len - first).min(MAX_ROWS);
         let mut seen = [(0, 0); MAX_ROWS];
-        for (row, token) in block.clone().enumerate() {
-            self.prepare_query(plan, &rows, row, run.start + token, head);
-            seen[row] = visible(plan, run.position + token);
+        for (row, seen) in seen.iter_mut().enumerate().take(count) {
+            self.prepare_query(plan, &rows, row, run.start + first + row, head);
+            *seen = visible(plan, run.position + first + row);
         }
         // SAFETY: rows 0..count are prepared; all positions up to the last are in the cache.
         unsafe {
@@ -558,67 +519,9 @@ impl CpuExecutor {
                 sum: rows.sum,
                 acc: rows.acc,
             });
-        }
-        self.write_rows(plan, run, head..head + 1, block, &rows, dim);
-    }
-
-    /// Consecutive tokens of a run and the query heads that share a head of keys.
-    fn look_around_short(
-        &self,
-        plan: &AttentionPlan,
-        run: &Run,
-        heads: Range<usize>,
-        block: Range<usize>,
-        thread: usize,
-    ) {
-        let AttentionSize { dim, .. } = AttentionSize::of(plan);
-        let rows = self.rows(plan, thread);
-        let Some(attend) = plan.attend_short else { return };
-        let scratch = &self.threads[thread];
-        // Only ever locked by the thread that it belongs to.
-        let mut seen = scratch.visible.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.clear();
-        for head in heads.clone() {
-            for token in block.clone() {
-                self.prepare_query(plan, &rows, seen.len(), run.start + token, head);
-                seen.push(visible(plan, run.position + token));
-            }
-        }
-        // SAFETY: as many rows as were counted are prepared; all positions up to the last are
-        // in the cache; `scratch_floats` counted the scratch.
-        unsafe {
-            attend(&ShortCall {
-                head: self.kv.head(plan.cache, run.sequence, heads.start / heads.len()),
-                queries: rows.queries,
-                visible: &seen,
-                softcap: plan.spec.softcap.unwrap_or(0.0),
-                scratch: rows.short,
-                acc: rows.acc,
-                sum: rows.sum,
-            });
-        }
-        self.write_rows(plan, run, heads, block, &rows, dim);
-    }
-
-    /// Writes the results of `heads` × `block` rows.
-    fn write_rows(
-        &self,
-        plan: &AttentionPlan,
-        run: &Run,
-        heads: Range<usize>,
-        block: Range<usize>,
-        rows: &Rows,
-        dim: usize,
-    ) {
-        let mut row = 0;
-        for head in heads {
-            for token in block.clone() {
-                // SAFETY: each row has its sum and `dim` weighted values.
-                unsafe {
-                    let (acc, sum) = (rows.acc.add(row * dim), *rows.sum.add(row));
-                    self.write_head(plan, run.start + token, head, acc, sum);
-                }
-                row += 1;
+            for row in 0..count {
+                let acc = rows.acc.add(row * dim);
+                self.write_head(plan, run.start + first + row, head, acc, *rows.sum.add(row));
             }
         }
     }

@@ -133,8 +133,6 @@ struct Scratch {
     products: Buffer,
     /// Queries, a key, a value and running sums of one attention item.
     attention: Buffer,
-    /// The positions that its rows see; only ever locked by the thread that it belongs to.
-    visible: Mutex<Vec<(usize, usize)>>,
     /// Only ever locked by the thread that it belongs to.
     sampler: Mutex<SamplerScratch>,
 }
@@ -158,7 +156,6 @@ impl Scratch {
             header: buffer("thread.header", plan.max_header)?,
             products: buffer("thread.products", 3 * TOKEN_BLOCK * 16)?,
             attention: buffer("thread.attention", attention::scratch_floats(plan))?,
-            visible: Mutex::new(Vec::with_capacity(attention::most_rows(plan))),
             sampler: Mutex::new(SamplerScratch::new(vocabulary)),
         })
     }

@@ -6,9 +6,7 @@ use marlin_backend::{
 use marlin_formats::tile::{TileLayout, TileMin};
 use marlin_placement::{Ledger, Tally};
 
-use crate::isa::{
-    AppendKernel, AttendKernel, CodeKind, FloatKernel, Kernels, ShortAttendKernel, TileKernel,
-};
+use crate::isa::{AppendKernel, AttendKernel, CodeKind, FloatKernel, Kernels, TileKernel};
 use crate::kernels::quantise::{BLOCK, Bias};
 use crate::kernels::tile::{has_bias, table_offset};
 use crate::weight::{CpuWeight, Storage, downcast};
@@ -118,7 +116,6 @@ pub(super) struct AttentionPlan {
     pub(super) rope: Option<usize>,
     pub(super) append: AppendKernel,
     pub(super) attend: AttendKernel,
-    pub(super) attend_short: Option<ShortAttendKernel>,
 }
 
 /// What threads do between two barriers.
@@ -271,7 +268,6 @@ impl Plan {
                     rope,
                     append: kernels.append[kv],
                     attend: kernels.attend[kv],
-                    attend_short: kernels.attend_short[kv],
                 };
                 let kind = StageKind::Attention(Box::new(plan));
                 Stage { kind, tally: ledger.dispatches("attention") }

@@ -272,7 +272,7 @@ unsafe fn rows<S: Simd, E: KvElement, const Q: usize>(
 
 /// `cap · tanh(x / cap)`, with `tanh(y) = 1 - 2 / (1 + e^2y)`.
 #[inline(always)]
-pub(crate) unsafe fn softcap<S: Simd>(x: S::F, cap: f32) -> S::F {
+unsafe fn softcap<S: Simd>(x: S::F, cap: f32) -> S::F {
     // SAFETY: forwarded from the caller.
     unsafe {
         let e = exp::<S>(S::mul(x, S::splat(2.0 / cap)));

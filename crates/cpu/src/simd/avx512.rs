@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{ShortProducts, Simd};
+use super::Simd;
 
 /// Intel from Cascade Lake, AMD from Zen 4.
 #[derive(Clone, Copy)]
@@ -218,37 +218,5 @@ impl Simd for Avx512 {
             }
         }
         acc
-    }
-}
-
-// SAFETY (whole impl): as above.
-#[allow(clippy::undocumented_unsafe_blocks)]
-impl ShortProducts for Avx512 {
-    #[inline(always)]
-    unsafe fn pack(low: Self::F, high: Self::F) -> Self::I {
-        unsafe {
-            let high = _mm512_slli_epi32::<16>(_mm512_cvtps_epi32(high));
-            // The words of `low` where the bits are set.
-            _mm512_mask_mov_epi16(high, 0x5555_5555, _mm512_cvtps_epi32(low))
-        }
-    }
-    #[inline(always)]
-    unsafe fn store_short(p: *mut i16, x: Self::F) {
-        unsafe {
-            let words = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x));
-            _mm256_storeu_si256(p.cast(), words);
-        }
-    }
-    #[inline(always)]
-    unsafe fn load_pairs(p: *const i32) -> Self::I {
-        unsafe { _mm512_loadu_si512(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store_pairs(p: *mut i32, x: Self::I) {
-        unsafe { _mm512_storeu_si512(p.cast(), x) }
-    }
-    #[inline(always)]
-    unsafe fn dot_pairs(acc: Self::I, w: Self::I, x: i32) -> Self::I {
-        unsafe { _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(x)) }
     }
 }

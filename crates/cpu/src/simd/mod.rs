@@ -136,22 +136,6 @@ pub(crate) trait Simd: Copy + 'static {
     }
 }
 
-/// Multiply-adds of 16-bit integers, where they do more than those of floats.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only AVX-512 has them so far"))]
-pub(crate) trait ShortProducts: Simd {
-    /// Rounds two vectors to 16-bit integers; lane r has `low[r]` in its low half and `high[r]`
-    /// in its high half. Both must be in range.
-    unsafe fn pack(low: Self::F, high: Self::F) -> Self::I;
-    /// Writes 16 floats as 16-bit integers, rounded to nearest even, saturated.
-    unsafe fn store_short(p: *mut i16, x: Self::F);
-    /// Reads 16 pairs.
-    unsafe fn load_pairs(p: *const i32) -> Self::I;
-    /// Writes 16 pairs.
-    unsafe fn store_pairs(p: *mut i32, x: Self::I);
-    /// `acc[r] + low(w[r]) · low(x) + high(w[r]) · high(x)`.
-    unsafe fn dot_pairs(acc: Self::I, w: Self::I, x: i32) -> Self::I;
-}
-
 /// `e^x`, with a relative error below 2e-7 for x in -87..=88; smaller x give 0 or close to it.
 ///
 /// `x = n·ln 2 + r` with |r| ≤ ln 2 / 2 (Cody & Waite's two-part ln 2), then the Taylor
