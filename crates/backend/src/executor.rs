@@ -60,6 +60,16 @@ pub trait Backend: Send + Sync {
     /// If the bytes do not fit the shape, the format is not supported, or memory is short.
     fn place(&self, source: &WeightSource) -> Result<Weight, BackendError>;
 
+    /// Brings the weights of `program` to the device, where [`place`](Self::place) only took note of them because the
+    /// device wants matrices that are used together to lie together. Calls `progress` with the bytes of the file that
+    /// each part was made from. Weights that are there already stay where they are.
+    ///
+    /// # Errors
+    /// If a weight is another backend's, or memory is short: then nothing was begun, and the error says how much.
+    fn load(&self, _program: &Program, _progress: &mut dyn FnMut(u64)) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// Makes everything that running `program` needs: activations, KV cache, sampler state.
     ///
     /// # Errors
@@ -82,7 +92,7 @@ pub trait Executor: Send {
     /// `history` is the part of a prompt that need not be computed again.
     ///
     /// # Errors
-    /// If there is no such slot.
+    /// If there is no such slot, or a step is in flight.
     fn begin_sequence(
         &mut self,
         sequence: u32,
@@ -90,17 +100,40 @@ pub trait Executor: Send {
         history: &[u32],
     ) -> Result<(), BackendError>;
 
-    /// Runs one step. Afterwards [`sampled`](Self::sampled) has one token per output token
-    /// of the batch, in batch order.
+    /// Runs one step to its end: [`submit`](Self::submit) and [`finish`](Self::finish).
     ///
     /// # Errors
-    /// If the batch does not fit what the executor was made for.
-    fn step(&mut self, batch: &Batch<'_>) -> Result<(), BackendError>;
+    /// If the batch does not fit what the executor was made for, a step is in flight, or the device fails.
+    fn step(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
+        self.submit(batch)?;
+        self.finish()
+    }
 
-    /// The next token after each output token of the last step.
+    /// Most steps that can be submitted and not finished: 1 where a step has run when `submit` returns, more where
+    /// the device runs one while the host prepares the next. The latter takes
+    /// [`StepToken::SAMPLED`](crate::StepToken::SAMPLED) for tokens that are not known yet.
+    fn max_in_flight(&self) -> usize {
+        1
+    }
+
+    /// Starts one step.
+    ///
+    /// # Errors
+    /// If the batch does not fit what the executor was made for, [`max_in_flight`](Self::max_in_flight) steps
+    /// are in flight already, or the device fails.
+    fn submit(&mut self, batch: &Batch<'_>) -> Result<(), BackendError>;
+
+    /// Waits for the oldest step in flight, if there is one. Afterwards [`sampled`](Self::sampled) has one token per
+    /// output token of its batch, in batch order.
+    ///
+    /// # Errors
+    /// If the device failed.
+    fn finish(&mut self) -> Result<(), BackendError>;
+
+    /// The next token after each output token of the step that was finished last.
     fn sampled(&self) -> &[u32];
 
-    /// The logits after output token `output` of the last step, before any sampling
+    /// The logits after output token `output` of the step that was finished last, before any sampling
     /// setting was applied. `None` if the batch did not ask for logits.
     fn logits(&self, output: usize) -> Option<&[f32]>;
 

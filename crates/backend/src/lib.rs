@@ -14,6 +14,7 @@ mod batch;
 mod bytes;
 mod error;
 mod executor;
+mod liveness;
 mod philox;
 mod program;
 mod sampling;
@@ -23,6 +24,7 @@ pub use batch::{Batch, StepToken};
 pub use bytes::{HostBytes, HostOwner};
 pub use error::BackendError;
 pub use executor::{Backend, Ceilings, Executor, ExecutorOptions, KvFormat};
+pub use liveness::assign_slots;
 pub use philox::{philox4x32, uniform};
 pub use program::{
     Activation, AttentionSpec, CacheId, CacheInfo, LinearPart, Norm, Op, Program, ProgramBuilder,

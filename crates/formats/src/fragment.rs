@@ -37,6 +37,8 @@
 //!
 //! `value = (scale · V(code) + min) · factor`, V(code) = code − offset, or the E2M1 or E4M3 number.
 
+use std::ops::Range;
+
 use half::f16;
 
 use crate::{AffineRow, Code, Format, FormatError, Matrix, ScaleStorage, Values, fp8};
@@ -267,14 +269,27 @@ impl FragmentLayout {
 
     /// Bytes of the buffers: codes, scales, minimums, super-blocks.
     pub fn sizes(&self) -> [usize; 4] {
-        let places = self.row_blocks() * self.groups() * BLOCK_ROWS;
-        let supers = self.row_blocks() * self.padded_cols().div_ceil(SUPER) * self.super_values();
+        self.row_block_sizes().map(|bytes| bytes * self.row_blocks())
+    }
+
+    /// Bytes of one row block in each of the buffers.
+    pub fn row_block_sizes(&self) -> [usize; 4] {
+        let places = self.groups() * BLOCK_ROWS;
+        let supers = self.padded_cols().div_ceil(SUPER) * self.super_values();
         [
-            self.row_blocks() * self.blocks() * self.block_bytes(),
+            self.blocks() * self.block_bytes(),
             places * self.scale_bytes(),
             places * self.min_bytes(),
             supers * 2,
         ]
+    }
+
+    /// The layout of `self` and `below`, one under the other in one matrix; `None` if they differ in more than their
+    /// rows, or `self` ends within a row block.
+    pub fn stacked(&self, below: &Self) -> Option<Self> {
+        let whole = self.rows.is_multiple_of(BLOCK_ROWS);
+        let alike = Self { rows: self.rows, ..*below } == *self;
+        (whole && alike).then_some(Self { rows: self.rows + below.rows, ..*self })
     }
 
     /// Bytes in all.
@@ -287,56 +302,70 @@ impl FragmentLayout {
     /// # Errors
     /// If `matrix` is not the one this layout was made for.
     pub fn pack(&self, matrix: &Matrix<'_>) -> Result<FragmentMatrix, FormatError> {
-        let [codes, scales, mins, supers] = self.sizes();
-        let mut out = FragmentMatrix {
-            codes: vec![0; codes],
-            scales: vec![0; scales],
-            mins: vec![0; mins],
-            supers: vec![0; supers],
-        };
-        let mut scratch = AffineRow::default();
-        for row_block in 0..self.row_blocks() {
-            self.pack_row_block(matrix, row_block, &mut out, &mut scratch)?;
-        }
+        let mut out = FragmentMatrix::default();
+        self.pack_row_blocks(matrix, 0..self.row_blocks(), &mut out)?;
         Ok(out)
     }
 
-    /// Packs 16 rows into their places in `out`, whose buffers have the lengths of [`sizes`](Self::sizes)
-    /// and hold zeros there.
+    /// Packs the rows of `row_blocks` into `out`, whose buffers are made to hold just those
+    /// ([`row_block_sizes`](Self::row_block_sizes) each); their memory is used again. What lies in a buffer is a part in
+    /// one piece of the whole matrix's.
     ///
     /// # Errors
-    /// If `matrix` is not the one this layout was made for, `row_block` is out of range or a
-    /// buffer has another length.
-    pub fn pack_row_block(
+    /// If `matrix` is not the one this layout was made for, or `row_blocks` is out of range.
+    pub fn pack_row_blocks(
         &self,
         matrix: &Matrix<'_>,
-        row_block: usize,
+        row_blocks: Range<usize>,
         out: &mut FragmentMatrix,
-        scratch: &mut AffineRow,
     ) -> Result<(), FormatError> {
-        let lengths = [out.codes.len(), out.scales.len(), out.mins.len(), out.supers.len()];
         let same = (matrix.rows, matrix.cols) == (self.rows, self.cols)
             && Self::new(matrix.format, self.rows, self.cols, self.factor) == Some(*self);
-        if !same || row_block >= self.row_blocks() || lengths != self.sizes() {
+        if !same || row_blocks.end > self.row_blocks() {
             return Err(FormatError::Layout {
                 layout: "fragment",
                 reason: format!(
-                    "row block {row_block} of {} [{}, {}] into {lengths:?} bytes, expected one of {} of \
-                     [{}, {}] and {:?} bytes",
+                    "row blocks {row_blocks:?} of {} [{}, {}], expected some of {} of [{}, {}]",
                     matrix.format,
                     matrix.rows,
                     matrix.cols,
                     self.row_blocks(),
                     self.rows,
                     self.cols,
-                    self.sizes()
                 ),
             });
         }
+        let [codes, scales, mins, supers] =
+            self.row_block_sizes().map(|bytes| bytes * row_blocks.len());
+        for (buffer, bytes) in [
+            (&mut out.codes, codes),
+            (&mut out.scales, scales),
+            (&mut out.mins, mins),
+            (&mut out.supers, supers),
+        ] {
+            buffer.clear();
+            buffer.resize(bytes, 0);
+        }
+        let mut scratch = AffineRow::default();
+        for row_block in row_blocks.clone() {
+            self.pack_row_block(matrix, row_block, row_block - row_blocks.start, out, &mut scratch);
+        }
+        Ok(())
+    }
+
+    /// Packs 16 rows into place `at` of `out`, which holds zeros there.
+    fn pack_row_block(
+        &self,
+        matrix: &Matrix<'_>,
+        row_block: usize,
+        at: usize,
+        out: &mut FragmentMatrix,
+        scratch: &mut AffineRow,
+    ) {
         let first = row_block * BLOCK_ROWS;
         let bytes = self.blocks() * self.block_bytes();
         for r in 0..BLOCK_ROWS.min(self.rows - first) {
-            let codes = &mut out.codes[row_block * bytes..][..bytes];
+            let codes = &mut out.codes[at * bytes..][..bytes];
             let data = matrix.row_data(first + r);
             match self.code {
                 FragmentCode::F16 | FragmentCode::Bf16 => {
@@ -345,16 +374,15 @@ impl FragmentLayout {
                 FragmentCode::F32 => self.pack_words(r, codes, |k| word32(data, k)),
                 FragmentCode::Fp8 => {
                     self.pack_words(r, codes, |k| u32::from(data[k]));
-                    self.put_fp8_scales(matrix, row_block, r, out);
+                    self.put_fp8_scales(matrix, first + r, (at, r), out);
                 }
                 _ => {
                     matrix.affine_row(first + r, scratch);
                     self.pack_words(r, codes, |k| u32::from(scratch.codes[k]));
-                    self.put_scales(scratch, row_block, r, out);
+                    self.put_scales(scratch, at, r, out);
                 }
             }
         }
-        Ok(())
     }
 
     /// Puts the codes of row `r` of a row block into its blocks.
@@ -418,12 +446,11 @@ impl FragmentLayout {
     fn put_fp8_scales(
         &self,
         matrix: &Matrix<'_>,
-        row_block: usize,
-        r: usize,
+        row: usize,
+        (row_block, r): (usize, usize),
         out: &mut FragmentMatrix,
     ) {
         let Format::Group(format) = matrix.format else { return };
-        let row = row_block * BLOCK_ROWS + r;
         let (_, grid_cols) = format.grid(matrix.rows, matrix.cols);
         for g in 0..grid_cols {
             let index = row / format.group_rows() * grid_cols + g;

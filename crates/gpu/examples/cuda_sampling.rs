@@ -64,10 +64,15 @@ mod cuda {
 
     fn arg_max(device: &dyn Device, rows: usize) -> Result<(), GpuError> {
         let logits = device.upload_new("logits", &logits(rows, 14.0))?;
+        let outputs: Vec<u32> = (0..rows as u32).flat_map(|slot| [slot, 5000]).collect();
+        let outputs = device.upload_new("outputs", &outputs)?;
         let tokens = device.allocate("tokens", rows, AccessPattern::DEVICE_ONLY)?;
+        let sampled = device.allocate("sampled", rows, AccessPattern::DEVICE_ONLY)?;
         let scratch = SampleScratch::new(device, rows, VOCABULARY)?;
         time(device, rows, "arg-max", |list| {
-            sample::arg_max(list, rows, logits.view(), tokens.view_mut()?, &scratch)
+            let (outputs, by_slot) = (outputs.view(), sampled.view_mut()?);
+            let (logits, tokens) = (logits.view(), tokens.view_mut()?);
+            sample::arg_max(list, rows, logits, outputs, tokens, by_slot, &scratch)
         })
     }
 
@@ -88,6 +93,7 @@ mod cuda {
         let history = device.upload_new("history", &history)?;
         let draws = device.upload_new("draws", &vec![0_u64; rows])?;
         let tokens = device.allocate("tokens", rows, AccessPattern::DEVICE_ONLY)?;
+        let sampled = device.allocate("sampled", rows, AccessPattern::DEVICE_ONLY)?;
         let scratch = SampleScratch::new(device, rows, VOCABULARY)?;
         time(device, rows, name, |list| {
             let io = Sample {
@@ -98,6 +104,7 @@ mod cuda {
                 history_length: HISTORY,
                 draws: draws.view_mut()?,
                 tokens: tokens.view_mut()?,
+                sampled: sampled.view_mut()?,
                 softcap: None,
             };
             sample::sample(list, rows, io, &scratch)

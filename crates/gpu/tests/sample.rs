@@ -11,6 +11,7 @@ use marlin_backend::{
 use marlin_cpu::CpuBackend;
 use marlin_formats::Format;
 use marlin_gpu::ops::sample::{self, SETTINGS_WORDS, Sample, SampleScratch, settings_record};
+use marlin_gpu::ops::step::{StepTokens, begin_step};
 use marlin_gpu::{CommandList, Device, GpuError};
 use marlin_kernels::Element;
 
@@ -45,6 +46,7 @@ struct Sampler<'a> {
     history: marlin_gpu::Buffer<u32>,
     draws: marlin_gpu::Buffer<u64>,
     tokens: marlin_gpu::Buffer<u32>,
+    sampled: marlin_gpu::Buffer<u32>,
     softcap: Option<f32>,
 }
 
@@ -61,6 +63,7 @@ impl<'a> Sampler<'a> {
             history: device.upload_new("history", &history).unwrap(),
             draws: device.upload_new("draws", &vec![0_u64; settings.len()]).unwrap(),
             tokens: common::output(device, settings.len()),
+            sampled: common::output(device, settings.len()),
             softcap: None,
         }
     }
@@ -75,7 +78,10 @@ impl<'a> Sampler<'a> {
         let places = self.device.upload_new("places", &places).unwrap();
         let mut list = CommandList::new("remember");
         let history = self.history.view_mut().unwrap();
-        sample::remember(&mut list, ids.view(), places.view(), history, HISTORY).unwrap();
+        let found = common::output::<u32>(self.device, tokens.len());
+        let given =
+            StepTokens { given: ids.view(), places: places.view(), sampled: self.sampled.view() };
+        begin_step(&mut list, given, found.view_mut().unwrap(), history, HISTORY).unwrap();
         self.device.run(list).unwrap();
     }
 
@@ -94,6 +100,7 @@ impl<'a> Sampler<'a> {
             history_length: HISTORY,
             draws: self.draws.view_mut().unwrap(),
             tokens: self.tokens.slice_mut(0..rows).unwrap(),
+            sampled: self.sampled.view_mut().unwrap(),
             softcap: self.softcap,
         };
         sample::sample(&mut list, rows, io, &self.scratch).unwrap();
@@ -493,9 +500,19 @@ fn arg_max_of_many_rows() {
             let tokens = common::output(&*device, rows.len());
             let mut list = CommandList::new("arg-max");
             let out = tokens.view_mut().unwrap();
-            sample::arg_max(&mut list, rows.len(), logits.view(), out, &scratch).unwrap();
+            // Row i is of the slot that many before the last.
+            let last = rows.len() as u32 - 1;
+            let outputs: Vec<u32> = (0..=last).flat_map(|row| [last - row, 0]).collect();
+            let outputs = device.upload_new("outputs", &outputs).unwrap();
+            let sampled = common::output(&*device, rows.len());
+            let by_slot = sampled.view_mut().unwrap();
+            let (logits, outputs) = (logits.view(), outputs.view());
+            sample::arg_max(&mut list, rows.len(), logits, outputs, out, by_slot, &scratch)
+                .unwrap();
             device.run(list).unwrap();
             assert_eq!(device.download_all(&tokens).unwrap(), expected, "of {vocabulary}");
+            let by_slot: Vec<u32> = expected.iter().rev().copied().collect();
+            assert_eq!(device.download_all(&sampled).unwrap(), by_slot, "of {vocabulary}");
         }
     }
 }
@@ -508,7 +525,9 @@ fn an_empty_batch_is_no_work() {
         let tokens = common::output::<u32>(&*device, 4);
         let mut list = CommandList::new("nothing");
         let logits = buffer.slice(0..0).unwrap();
-        sample::arg_max(&mut list, 0, logits, tokens.slice_mut(0..0).unwrap(), &scratch).unwrap();
+        let none = || tokens.slice_mut(0..0).unwrap();
+        let outputs = tokens.slice(0..0).unwrap();
+        sample::arg_max(&mut list, 0, logits, outputs, none(), none(), &scratch).unwrap();
         assert!(list.commands().is_empty());
     }
 }
@@ -580,9 +599,11 @@ fn wrong_lengths_are_refused_with_both_numbers() {
         let floats = common::output::<f32>(&*device, 199);
         let words = common::output::<u32>(&*device, 2);
         let mut list = CommandList::new("wrong");
+        let outputs = common::output::<u32>(&*device, 4);
+        let out = || words.view_mut().unwrap();
+        let (logits, outputs) = (floats.view(), outputs.view());
         let error =
-            sample::arg_max(&mut list, 2, floats.view(), words.view_mut().unwrap(), &scratch)
-                .unwrap_err();
+            sample::arg_max(&mut list, 2, logits, outputs, out(), out(), &scratch).unwrap_err();
         assert!(matches!(&error, GpuError::Launch { .. }));
         let text = error.to_string();
         assert!(text.contains("logits has 199 elements, expected 200"), "{text}");
@@ -590,4 +611,27 @@ fn wrong_lengths_are_refused_with_both_numbers() {
         assert!(error.to_string().contains("524289, expected 1 to 524288"), "{error}");
     }
     assert_eq!(settings_record(&OPEN).len(), SETTINGS_WORDS);
+}
+
+#[test]
+fn a_step_takes_ids_from_the_host_or_from_what_was_sampled_and_remembers_them() {
+    for device in common::devices_of_width(32) {
+        let device = &*device;
+        let given =
+            device.upload_new("given", &[5, StepToken::SAMPLED, StepToken::SAMPLED]).unwrap();
+        // Slot and position; a history of four is a ring.
+        let places = device.upload_new("places", &[1_u32, 6, 2, 3, 0, 0]).unwrap();
+        let sampled = device.upload_new("sampled", &[70_u32, 71, 72]).unwrap();
+        let ids = common::output::<u32>(device, 3);
+        let history = device.upload_new("history", &[0_u32; 12]).unwrap();
+        let mut list = CommandList::new("begin");
+        let tokens =
+            StepTokens { given: given.view(), places: places.view(), sampled: sampled.view() };
+        let (out, past) = (ids.view_mut().unwrap(), history.view_mut().unwrap());
+        begin_step(&mut list, tokens, out, past, 4).unwrap();
+        device.run(list).unwrap();
+        assert_eq!(device.download_all(&ids).unwrap(), [5, 72, 70]);
+        let expected = [70, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 72];
+        assert_eq!(device.download_all(&history).unwrap(), expected);
+    }
 }

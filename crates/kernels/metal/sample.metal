@@ -27,39 +27,28 @@ struct SampleArgs {
     uint token_bits; // Bits of a token.
 };
 
-// Sizes of the history's update.
-struct RememberArgs {
-    uint tokens;         // Tokens of the step.
-    uint history_length; // Tokens of a sequence's history, a ring.
+// Where a choice goes: to the host, and to the next step, which need not wait until the host has read it.
+struct Chosen {
+    DEVICE(uint) tokens;  // [outputs]
+    DEVICE(uint) sampled; // [slots]
+    uint output;
+    uint slot;
 };
 
-// Writes the tokens of a step into their sequences' histories. The ring must be longer than the penalties'
-// window by the tokens of a step, so that no token of the step overwrites another that counts.
-//
-// ids: [tokens]; places: [tokens, 2], slot and position; history: [slots, history_length].
-kernel void sample_remember(
-    IN(uint) ids [[buffer(0)]],
-    IN(uint) places [[buffer(1)]],
-    INOUT(uint) history [[buffer(2)]],
-    INLINE(RememberArgs) args [[buffer(3)]],
-    uint3 group [[threadgroup_position_in_grid]],
-    uint3 threads [[threads_per_threadgroup]],
-    uint thread_index [[thread_index_in_threadgroup]]) {
-    allow_next();
-    wait_for_previous();
-    uint i = group.x * threads.x + thread_index;
-    if (i < args.tokens) {
-        uint place = places[2u * i + 1u] % args.history_length;
-        history[places[2u * i] * args.history_length + place] = ids[i];
-    }
+static inline void choose(Chosen to, uint token) {
+    to.tokens[to.output] = token;
+    to.sampled[to.slot] = token;
 }
 
-// The greatest of the blocks' maxima: the second step of arg-max. maxima, indices: [rows, blocks]; tokens: [rows].
+// The greatest of the blocks' maxima: the second step of arg-max. maxima, indices: [rows, blocks]; outputs: [rows, 2],
+// slot and position; tokens: [rows]; sampled: [slots].
 kernel void arg_max_choose(
     IN(float) maxima [[buffer(0)]],
     IN(uint) indices [[buffer(1)]],
-    OUT(uint) tokens [[buffer(2)]],
-    INLINE(SampleArgs) args [[buffer(3)]],
+    IN(uint) outputs [[buffer(2)]],
+    OUT(uint) tokens [[buffer(3)]],
+    OUT(uint) sampled [[buffer(4)]],
+    INLINE(SampleArgs) args [[buffer(5)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint3 threads [[threads_per_threadgroup]],
     uint thread_index [[thread_index_in_threadgroup]],
@@ -79,7 +68,12 @@ kernel void arg_max_choose(
     }
     best = threadgroup_best(best, best_values, best_indices, place);
     if (place.index == 0u) {
-        tokens[group.x] = best.index;
+        Chosen to;
+        to.tokens = tokens;
+        to.sampled = sampled;
+        to.output = group.x;
+        to.slot = outputs[2u * group.x];
+        choose(to, best.index);
     }
 }
 
@@ -641,7 +635,7 @@ static inline void find_block(
 //
 // adjusted: [outputs, vocabulary]; maxima, indices: [outputs, blocks]; masses: [outputs, blocks, 2]; counts: [outputs];
 // keys, candidate_tokens: [outputs, capacity]; outputs: [outputs, 2]; settings: [slots, SAMPLER_WORDS]; draws: [slots],
-// numbers drawn so far, counted up by each draw (so one output a slot); tokens: [outputs].
+// numbers drawn so far, counted up by each draw (so one output a slot); tokens: [outputs]; sampled: [slots].
 //
 // One threadgroup of at least 256 threads a sequence. Latency bounds it: some three passes over a few dozen
 // candidates for each of top-k, top-p and the draw, six barriers each. Where the list has overflowed, each of
@@ -658,7 +652,8 @@ kernel void sample_choose(
     IN(uint) settings [[buffer(8)]],
     INOUT(ulong) draws [[buffer(9)]],
     OUT(uint) tokens [[buffer(10)]],
-    INLINE(SampleArgs) args [[buffer(11)]],
+    OUT(uint) sampled [[buffer(11)]],
+    INLINE(SampleArgs) args [[buffer(12)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint3 threads [[threads_per_threadgroup]],
     uint thread_index [[thread_index_in_threadgroup]],
@@ -678,6 +673,11 @@ kernel void sample_choose(
     Place place = place_of(thread_index, threads.x, lane, simd_group, simd_groups, simd_width);
     uint output = group.x;
     uint slot = outputs[2u * output];
+    Chosen to;
+    to.tokens = tokens;
+    to.sampled = sampled;
+    to.output = output;
+    to.slot = slot;
     SamplerSettings s = load_settings(settings, slot);
     Best best = best_of_nothing();
     for (uint b = place.index; b < args.blocks; b += place.threads) {
@@ -688,7 +688,7 @@ kernel void sample_choose(
     Filters f = filters_of(s, best.value, args.vocabulary);
     if (!(s.temperature > 0.0f)) {
         if (place.index == 0u) {
-            tokens[output] = best.index;
+            choose(to, best.index);
         }
         return;
     }
@@ -701,7 +701,7 @@ kernel void sample_choose(
     if (!f.draws) {
         // No finite logit, or an infinite one: nothing to choose from by probability.
         if (place.index == 0u) {
-            tokens[output] = best.index;
+            choose(to, best.index);
         }
         return;
     }
@@ -739,7 +739,7 @@ kernel void sample_choose(
         }
         barrier_threadgroup();
         if (place.index == 0u) {
-            tokens[output] = uint(found[2]);
+            choose(to, uint(found[2]));
         }
         return;
     }
@@ -798,6 +798,6 @@ kernel void sample_choose(
     ulong chosen =
         cut_at(&cut, c, limit, spare_keys, spare_tokens, args.capacity, scratch, place);
     if (place.index == 0u) {
-        tokens[output] = uint(chosen & same);
+        choose(to, uint(chosen & same));
     }
 }

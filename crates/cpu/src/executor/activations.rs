@@ -1,7 +1,7 @@
 //! Memory for a program's activation tensors: tensors that never live at the same time
 //! share a buffer.
 
-use marlin_backend::{BackendError, Op, Program, Rows, Tensor, TensorInfo};
+use marlin_backend::{BackendError, Op, Program, Rows, Tensor, TensorInfo, assign_slots};
 use marlin_placement::{AccessPattern, Ledger};
 
 use crate::memory::Buffer;
@@ -69,57 +69,15 @@ impl Activations {
 
 /// Gives each tensor a slot such that tensors alive together have different ones.
 fn share(program: &Program) -> Vec<usize> {
-    let count = program.tensors.len();
-    let mut first = vec![usize::MAX; count];
-    let mut last = vec![0; count];
+    let mut lifetimes = program.lifetimes();
     for (i, op) in program.ops.iter().enumerate() {
-        visit(op, |t| {
-            first[t.index()] = first[t.index()].min(i);
+        if let Op::RmsNorm { .. } = op {
             // A norm may run together with the op that follows it.
-            last[t.index()] = if matches!(op, Op::RmsNorm { .. }) { i + 1 } else { i };
-        });
-    }
-    last[program.logits.index()] = usize::MAX;
-    let mut slots = vec![0; count];
-    // Slots in use: (last op that needs it).
-    let mut busy_until: Vec<Option<usize>> = Vec::new();
-    let mut order: Vec<usize> = (0..count).collect();
-    order.sort_by_key(|&t| first[t]);
-    for t in order {
-        let free = busy_until.iter().position(|until| until.is_none_or(|u| u < first[t]));
-        let slot = free.unwrap_or_else(|| {
-            busy_until.push(None);
-            busy_until.len() - 1
-        });
-        busy_until[slot] = Some(last[t]);
-        slots[t] = slot;
-    }
-    slots
-}
-
-fn visit(op: &Op, mut f: impl FnMut(Tensor)) {
-    match op {
-        Op::Embed { out, .. } => f(*out),
-        Op::RmsNorm { x, out, .. } | Op::SelectOutputs { x, out } => {
-            f(*x);
-            f(*out);
-        }
-        Op::AddRmsNorm { x, residual, .. } => {
-            f(*x);
-            f(*residual);
-        }
-        Op::Linear { x, parts } => {
-            f(*x);
-            parts.iter().for_each(|p| f(p.out));
-        }
-        Op::GatedLinear { x, out, .. } => {
-            f(*x);
-            f(*out);
-        }
-        Op::Attention { q, k, v, out, .. } => {
-            for t in [q, k, v, out] {
-                f(*t);
-            }
+            op.visit_tensors(|t| {
+                let life = &mut lifetimes[t.index()];
+                life.end = life.end.max(i + 2);
+            });
         }
     }
+    assign_slots(&lifetimes)
 }

@@ -318,7 +318,7 @@ impl Executor for CpuExecutor {
         Ok(())
     }
 
-    fn step(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
+    fn submit(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
         self.has_logits = false;
         self.sampled.clear();
         self.accept(batch)?;
@@ -339,6 +339,10 @@ impl Executor for CpuExecutor {
         self.tokens_read.record(bytes);
         self.result.tally().host_read(bytes);
         self.has_logits = batch.logits;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), BackendError> {
         Ok(())
     }
 

@@ -329,13 +329,16 @@ fn choice(
         .collect::<Result<Vec<Buffer<f32>>, _>>()?;
     let scratch = SampleScratch::new(device, 1, vocabulary)?;
     let tokens = device.upload_new("tokens", &[0u32])?;
+    let sampled = device.upload_new("sampled", &[0u32])?;
     let outputs = device.upload_new("outputs", &[0u32, 10])?;
     let history_length = SamplingSettings::MAX_REPEAT_LAST_N as usize;
     let history = device.upload_new("history", &vec![7u32; history_length])?;
     let draws = device.upload_new("draws", &[0u64])?;
     let bytes = (4 * vocabulary) as f64;
     let greedy = timing::median(device, "arg_max", copies, |list, run| {
-        arg_max(list, 1, logits[run % copies].view(), tokens.view_mut()?, &scratch)
+        let (outputs, by_slot) = (outputs.view(), sampled.view_mut()?);
+        let logits = logits[run % copies].view();
+        arg_max(list, 1, logits, outputs, tokens.view_mut()?, by_slot, &scratch)
     })?;
     let shape = |what: &str| format!("{what}, {vocabulary} logits");
     let name = "f32".to_owned();
@@ -364,6 +367,7 @@ fn choice(
                 history_length,
                 draws: draws.view_mut()?,
                 tokens: tokens.view_mut()?,
+                sampled: sampled.view_mut()?,
                 softcap: None,
             };
             sample(list, 1, io, &scratch)

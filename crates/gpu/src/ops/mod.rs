@@ -15,4 +15,5 @@ pub mod pack;
 pub mod quantise_activations;
 pub mod rope;
 pub mod sample;
+pub mod step;
 mod vectors;

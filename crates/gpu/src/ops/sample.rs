@@ -8,8 +8,7 @@ use marlin_kernels::logits::{
     TokenLogProbability,
 };
 use marlin_kernels::sample::{
-    ArgMaxChoose, RememberArgs, SampleArgs, SampleCandidates, SampleChoose, SampleHistogram,
-    SampleRemember,
+    ArgMaxChoose, SampleArgs, SampleCandidates, SampleChoose, SampleHistogram,
 };
 use marlin_kernels::{Atomic, Element, Grid, View, ViewMut};
 use marlin_placement::AccessPattern;
@@ -137,7 +136,7 @@ pub struct Sample<'a, T> {
     pub outputs: View<'a, u32>,
     /// `[slots, SETTINGS_WORDS]`, each made by [`settings_record`].
     pub settings: View<'a, u32>,
-    /// `[slots, history_length]`, kept by [`remember`].
+    /// `[slots, history_length]`, kept by [`begin_step`](super::step::begin_step).
     pub history: View<'a, u32>,
     /// Tokens of a slot's history.
     pub history_length: usize,
@@ -145,6 +144,8 @@ pub struct Sample<'a, T> {
     pub draws: ViewMut<'a, u64>,
     /// `[rows]`: the chosen tokens.
     pub tokens: ViewMut<'a, u32>,
+    /// `[slots]`: the same by slot, for [`begin_step`](super::step::begin_step).
+    pub sampled: ViewMut<'a, u32>,
     /// `cap · tanh(logit / cap)` before everything else (Gemma 2).
     pub softcap: Option<f32>,
 }
@@ -167,6 +168,7 @@ pub fn sample<T: Element>(
     expect_len(kernel, "outputs", io.outputs.len(), 2 * rows)?;
     expect_len(kernel, "tokens", io.tokens.len(), rows)?;
     let slots = io.draws.len();
+    expect_len(kernel, "sampled", io.sampled.len(), slots)?;
     expect_len(kernel, "settings", io.settings.len(), slots * SETTINGS_WORDS)?;
     expect_len(kernel, "history", io.history.len(), slots * io.history_length)?;
     expect_at_least(kernel, "tokens of a history", io.history_length, 1)?;
@@ -234,6 +236,7 @@ pub fn sample<T: Element>(
             settings: io.settings,
             draws: io.draws,
             tokens: io.tokens,
+            sampled: io.sampled,
             args,
         },
         Grid::x(rows as u32, CHOOSE_THREADS),
@@ -246,7 +249,8 @@ fn atomics(buffer: &Buffer<u32>) -> Result<ViewMut<'_, Atomic>, GpuError> {
     Ok(ViewMut::new(buffer.allocation(), 0, buffer.len())?)
 }
 
-/// Appends the most likely token of each of `rows` rows, without settings: two dispatches.
+/// Appends the most likely token of each of `rows` rows, without settings: two dispatches. `outputs`, `tokens` and
+/// `sampled` are those of [`Sample`].
 ///
 /// # Errors
 /// [`GpuError::Launch`] if a buffer has another size.
@@ -254,10 +258,13 @@ pub fn arg_max<T: Element>(
     list: &mut CommandList,
     rows: usize,
     logits: View<'_, T>,
+    outputs: View<'_, u32>,
     tokens: ViewMut<'_, u32>,
+    sampled: ViewMut<'_, u32>,
     scratch: &SampleScratch,
 ) -> Result<(), GpuError> {
     let kernel = "arg_max";
+    expect_len(kernel, "outputs", outputs.len(), 2 * rows)?;
     scratch.check_rows(kernel, rows)?;
     expect_len(kernel, "logits", logits.len(), rows * scratch.vocabulary)?;
     expect_len(kernel, "tokens", tokens.len(), rows)?;
@@ -281,46 +288,12 @@ pub fn arg_max<T: Element>(
         ArgMaxChoose {
             maxima: scratch.maxima.view(),
             indices: scratch.indices.view(),
+            outputs,
             tokens,
+            sampled,
             args: scratch.args(),
         },
         Grid::x(rows as u32, THREADS),
-    );
-    Ok(())
-}
-
-/// Appends the entry of a step's tokens into their sequences' histories, which penalties read.
-///
-/// `ids`: `[tokens]`; `places`: `[tokens, 2]`, slot and position; `history`: `[slots, history_length]`. A
-/// history must be longer than [`SamplingSettings::MAX_REPEAT_LAST_N`] by the tokens of a step (or hold the whole context).
-///
-/// # Errors
-/// [`GpuError::Launch`] if a buffer has another size.
-pub fn remember(
-    list: &mut CommandList,
-    ids: View<'_, u32>,
-    places: View<'_, u32>,
-    history: ViewMut<'_, u32>,
-    history_length: usize,
-) -> Result<(), GpuError> {
-    let kernel = "sample_remember";
-    let tokens = ids.len();
-    expect_len(kernel, "places", places.len(), 2 * tokens)?;
-    expect_at_least(kernel, "tokens of a history", history_length, 1)?;
-    if !history.len().is_multiple_of(history_length) {
-        return Err(refuse(
-            kernel,
-            format!("a history of {}, expected a multiple of {history_length}", history.len()),
-        ));
-    }
-    list.launch(
-        SampleRemember {
-            ids,
-            places,
-            history,
-            args: RememberArgs { tokens: tokens as u32, history_length: history_length as u32 },
-        },
-        Grid::x((tokens as u32).div_ceil(THREADS), THREADS),
     );
     Ok(())
 }
