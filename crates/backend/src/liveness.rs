@@ -38,7 +38,7 @@ impl Program {
         for (i, op) in self.ops.iter().enumerate() {
             op.visit_tensors(|t| {
                 let life = &mut lifetimes[t.index()];
-                if life.is_empty() {
+                if life.start == life.end {
                     life.start = i;
                 }
                 life.end = i + 1;

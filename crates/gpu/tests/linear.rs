@@ -109,6 +109,7 @@ fn check<T: Number>(
         bias: case.bias.then(|| bias_buffer.view()),
         gated: case.gated,
         accumulate: case.accumulate,
+        stride: 0,
     };
     let mut list = CommandList::new("product");
     product(&mut list, &weights, x_buffer.view(), y_buffer.view_mut().unwrap(), epilogue).unwrap();

@@ -95,6 +95,18 @@ impl FragmentWeights {
         })
     }
 
+    /// Matrices whose parts are in device memory already: codes, scales, minimums and super-blocks of
+    /// [`FragmentLayout::sizes`] bytes, `parts` times.
+    pub(crate) fn from_buffers(
+        layout: FragmentLayout,
+        parts: usize,
+        codes: Buffer<u32>,
+        [scales, mins]: [Option<Buffer<u8>>; 2],
+        supers: Option<Buffer<half::f16>>,
+    ) -> Self {
+        Self { layout, parts, codes, scales, mins, supers }
+    }
+
     /// The layout of one part.
     pub fn layout(&self) -> &FragmentLayout {
         &self.layout
@@ -129,6 +141,8 @@ pub struct Epilogue<'a> {
     pub gated: Option<Activation>,
     /// y is added to: the residual.
     pub accumulate: bool,
+    /// Elements from one token's y to the next one's; 0 where there are just the rows.
+    pub stride: usize,
 }
 
 /// The activation of a gate.
@@ -245,6 +259,7 @@ struct Sizes {
     tokens: u32,
     rows: u32,
     columns: u32,
+    y_stride: u32,
 }
 
 fn sizes<T: Element>(
@@ -263,8 +278,13 @@ fn sizes<T: Element>(
     if x.len() != tokens * cols {
         return refuse(format!("x has {} elements, expected {tokens} × {cols}", x.len()));
     }
-    if y.len() != tokens * rows {
-        return refuse(format!("y has {} elements, expected {tokens} × {rows}", y.len()));
+    let stride = if epilogue.stride == 0 { rows } else { epilogue.stride };
+    let needed = tokens.checked_sub(1).map_or(0, |before| before * stride + rows);
+    if stride < rows || (epilogue.stride == 0 && y.len() != needed) || y.len() < needed {
+        return refuse(format!(
+            "y has {} elements, expected {tokens} × {rows}, {stride} apart",
+            y.len()
+        ));
     }
     if let Some(bias) = &epilogue.bias {
         let expected = if parts == 2 { rows.next_multiple_of(BLOCK_ROWS) + rows } else { rows };
@@ -272,7 +292,12 @@ fn sizes<T: Element>(
             return refuse(format!("bias has {} elements, expected {expected}", bias.len()));
         }
     }
-    Ok(Sizes { tokens: tokens as u32, rows: rows as u32, columns: cols as u32 })
+    Ok(Sizes {
+        tokens: tokens as u32,
+        rows: rows as u32,
+        columns: cols as u32,
+        y_stride: stride as u32,
+    })
 }
 
 fn activation(epilogue: &Epilogue<'_>) -> u32 {
@@ -324,7 +349,8 @@ pub fn gemv<T: Element>(
     for first in (0..tokens).step_by(8) {
         let count = (tokens - first).min(8);
         let view_x = x.slice(first * layout.cols, count * layout.cols)?;
-        let view_y = y.slice(first * layout.rows, count * layout.rows)?;
+        let (stride, start) = (s.y_stride as usize, first * s.y_stride as usize);
+        let view_y = y.slice(start, (count - 1) * stride + layout.rows)?;
         list.launch(
             Gemv {
                 codes: weights.codes.view(),
@@ -339,7 +365,7 @@ pub fn gemv<T: Element>(
                     columns: s.columns,
                     tokens: count as u32,
                     x_stride: s.columns,
-                    y_stride: s.rows,
+                    y_stride: s.y_stride,
                     blocks,
                     groups: layout.groups() as u32,
                     factor: layout.factor,
@@ -439,7 +465,7 @@ pub fn gemm<T: Element>(
         columns: s.columns,
         tokens: s.tokens,
         x_stride: s.columns,
-        y_stride: s.rows,
+        y_stride: s.y_stride,
         blocks: layout.blocks() as u32,
         groups: layout.groups() as u32,
         factor: layout.factor,
