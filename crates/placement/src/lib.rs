@@ -7,7 +7,8 @@
 //! * [`policy`] maps an access pattern to a [`StorageMode`]. It serves the allocator of
 //!   every backend, the audit of a live run and the audit of source code, so the three
 //!   cannot disagree;
-//! * [`Ledger`] counts allocations, copies, waits and dispatches by [`Phase`] and call site.
+//! * [`Ledger`] counts allocations, copies, submissions, waits and dispatches by [`Phase`] and call
+//!   site, knows which kernels touch which buffer, and can record one decode step event by event.
 //!
 //! ```
 //! use marlin_placement::{AccessPattern, Device, DeviceAccess, HostAccess, StorageMode, policy};
@@ -28,7 +29,8 @@ mod storage;
 
 pub use access::{AccessPattern, DeviceAccess, HostAccess};
 pub use ledger::{
-    BufferLine, BufferTally, CopyLine, Direction, EventLine, Ledger, LedgerReport, Phase, Tally,
+    AccessLine, AccessTally, Accesses, BufferLine, BufferTally, CopyLine, Direction, EventLine,
+    Ledger, LedgerReport, Phase, Started, StepLine, StepTrace, Tally, TraceEvent, TraceKind,
 };
 pub use policy::{Decision, INLINE_LIMIT, Rule, policy};
 pub use storage::{Device, StorageMode};

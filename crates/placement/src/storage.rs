@@ -4,6 +4,7 @@ use std::fmt;
 
 /// Where a buffer lives. The names are Metal's (`MTLStorageMode`, Metal API reference).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum StorageMode {
     /// Only the device can reach it.
     Private,
@@ -46,6 +47,8 @@ impl fmt::Display for StorageMode {
 
 /// Whether the device shares the host's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum Device {
     /// One memory for both: Apple silicon, integrated GPUs, the CPU backend.
     Unified,
