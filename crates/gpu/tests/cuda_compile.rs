@@ -47,12 +47,11 @@ fn every_kernel_compiles_for_every_element_type() {
         for (set, constants) in kernel_constants::of(kernel).into_iter().enumerate() {
             for (i, &elements) in combinations.iter().enumerate() {
                 for (a, architecture) in ARCHITECTURES.into_iter().enumerate() {
-                    // Every kernel for both architectures, every type and every further set of
-                    // constants at least once, architectures taking turns: a compilation takes half a
-                    // second or more.
-                    let mine = (set + i) % ARCHITECTURES.len() == a;
-                    let first = set == 0 && (i == 0 || mine);
-                    if first || (mine && set % combinations.len() == i) {
+                    // Every type for both architectures with the first set of constants; further sets
+                    // once each, types and architectures taking turns: a compilation takes half a
+                    // second.
+                    let turn = set % combinations.len() == i && set % ARCHITECTURES.len() == a;
+                    if set == 0 || turn {
                         jobs.push((PipelineKey { kernel, elements, constants }, architecture));
                     }
                 }

@@ -6,8 +6,8 @@ use marlin_kernels::{ConstantValues, Kernel, MAX_CONSTANTS};
 /// Names and values of constants; the rest are the ordinary ones.
 type Set = &'static [(&'static str, u32)];
 
-/// By kernel file: sets of constants that are worth a compilation of their own, each as the values that
-/// differ from [`ordinary`]. A file that is not here is compiled with the ordinary values alone.
+/// By kernel, or else by kernel file: sets of constants that are worth a compilation of their own, each as the values
+/// that differ from [`ordinary`]. What is not here is compiled with the ordinary values alone.
 const INTERESTING: &[(&str, &[Set])] = &[
     ("activation", &[&[("ACTIVATION", 0)], &[("ACTIVATION", 1)], &[("ACTIVATION", 2)]]),
     (
@@ -26,6 +26,24 @@ const INTERESTING: &[(&str, &[Set])] = &[
             &[("KV_FORMAT", 1), ("HEAD_DIM", 64), ("SOFTCAP", 1)],
             &[("KV_FORMAT", 2), ("HEAD_DIM", 80)],
             &[("KV_FORMAT", 3), ("HEAD_DIM", 192)],
+        ],
+    ),
+    (
+        "dequant_groups",
+        &[
+            &[("CODE", 0), ("SCALE", 3), ("TENSOR_SCALE", 1), ("WHOLE", 1)],
+            &[("CODE", 1), ("BITS", 8), ("SCALE", 1)],
+            &[("CODE", 2), ("BITS", 3), ("SCALE", 0), ("ZERO", 1), ("EIGHTS_SHARE", 1)],
+            &[("CODE", 2), ("BITS", 2), ("SCALE", 2)],
+        ],
+    ),
+    (
+        "embed_weights",
+        &[
+            &[("CODE", 2), ("OFFSET", 8), ("SCALE", 1)],
+            &[("CODE", 4), ("OFFSET", 32), ("SCALE", 5), ("GROUP", 16)],
+            &[("CODE", 6), ("SCALE", 3), ("GROUP", 32)],
+            &[("CODE", 9), ("GROUP", 0)],
         ],
     ),
     (
@@ -58,6 +76,15 @@ const INTERESTING: &[(&str, &[Set])] = &[
                 ("ROW_BLOCKS", 2),
             ],
             &[("CODE", 8), ("GROUP", 0), ("TILES", 4), ("STAGED", 1), ("STAGES", 4)],
+            &[("CODE", 0), ("SCALE", 1), ("MIN", 1), ("GROUP", 64), ("ACCUMULATE", 1)],
+            &[("CODE", 1), ("SCALE", 2), ("MIN", 2), ("HAS_BIAS", 1), ("SPLITS", 2)],
+            &[("CODE", 3), ("SCALE", 5), ("MIN", 3), ("GROUP", 32), ("ROW_GROUPS", 2)],
+            &[("CODE", 5), ("SCALE", 1), ("GROUP", 32), ("K_GROUPS", 4), ("DEPTH", 4)],
+            &[("CODE", 6), ("SCALE", 3), ("GROUP", 32), ("GATED", 1), ("ACTIVATION", 1)],
+            &[("CODE", 6), ("SCALE", 4), ("GROUP", 16), ("TILES", 8), ("STAGED", 1)],
+            &[("CODE", 7), ("SCALE", 2), ("GROUP", 0), ("WIDE", 1)],
+            &[("CODE", 9), ("GROUP", 0)],
+            &[("CODE", 10), ("GROUP", 0)],
         ],
     ),
     (
@@ -65,6 +92,16 @@ const INTERESTING: &[(&str, &[Set])] = &[
         &[
             &[("CODE", 2), ("SCALE", 1), ("MIN", 1), ("GROUP", 32), ("TOKENS", 1)],
             &[("CODE", 7), ("SCALE", 2), ("GROUP", 0), ("TOKENS", 8), ("GATED", 1)],
+            &[("CODE", 0), ("SCALE", 2), ("MIN", 2), ("GROUP", 64), ("ACCUMULATE", 1)],
+            &[("CODE", 1), ("SCALE", 1), ("HAS_BIAS", 1), ("TOKENS", 2)],
+            &[("CODE", 3), ("SCALE", 5), ("MIN", 3), ("GROUP", 32), ("TOKENS", 4)],
+            &[("CODE", 4), ("OFFSET", 32), ("SCALE", 5), ("GROUP", 16)],
+            &[("CODE", 5), ("SCALE", 1), ("GROUP", 32), ("GATED", 1), ("ACTIVATION", 1)],
+            &[("CODE", 6), ("SCALE", 3), ("GROUP", 32)],
+            &[("CODE", 6), ("SCALE", 4), ("GROUP", 16)],
+            &[("CODE", 8), ("GROUP", 0)],
+            &[("CODE", 9), ("GROUP", 0)],
+            &[("CODE", 10), ("GROUP", 0)],
         ],
     ),
     (
@@ -75,6 +112,8 @@ const INTERESTING: &[(&str, &[Set])] = &[
             &[("ORDER", 20), ("LEVELS", 8), ("WHOLE", 1)],
         ],
     ),
+    // One pass has at most four levels: more would ask the compiler to unroll thousands of them.
+    ("hadamard_across", &[&[("ORDER", 1), ("LEVELS", 4), ("WHOLE", 1)], &[("ORDER", 20)]]),
     (
         "kv_append",
         &[
@@ -137,7 +176,8 @@ const INTERESTING: &[(&str, &[Set])] = &[
             &[("CODE", 2), ("BITS", 8), ("SCALE", 1), ("WHOLE", 1)],
         ],
     ),
-    ("rope", &[&[("Q_NORM", 1), ("K_NORM", 1)]]),
+    ("quantise_activations", &[&[("WHOLE", 1)], &[("CODE", 1), ("GROUP", 32)]]),
+    ("rope", &[&[("Q_NORM", 1), ("K_NORM", 1)], &[("Q_NORM", 0), ("K_NORM", 0)]]),
 ];
 
 /// A value that makes sense for a constant of this name in any kernel.
@@ -159,7 +199,10 @@ fn ordinary(name: &str, ty: ScalarType) -> u32 {
 
 /// Every set of constants to compile `kernel` with.
 pub(crate) fn of(kernel: &Kernel) -> Vec<ConstantValues> {
-    let listed = INTERESTING.iter().find(|(file, _)| *file == kernel.file);
+    let listed = INTERESTING
+        .iter()
+        .find(|(name, _)| *name == kernel.name)
+        .or_else(|| INTERESTING.iter().find(|(file, _)| *file == kernel.file));
     let sets: &[&[(&str, u32)]] = listed.map_or(&[&[]], |(_, sets)| sets);
     for (name, _) in sets.iter().copied().flatten() {
         let known = kernel.constants.iter().any(|(constant, _)| constant == name);
