@@ -144,7 +144,8 @@ fn events_of(run: impl FnOnce()) -> u64 {
 
 fn events(report: &LedgerReport) -> u64 {
     let copies = report.copies.iter().map(|copy| copy.event.count);
-    let others = report.dispatches.iter().chain(&report.waits).map(|event| event.count);
+    let others = report.dispatches.iter().chain(&report.waits).chain(&report.submissions);
+    let others = others.map(|event| event.count);
     let host = report.buffers.iter().map(|buffer| buffer.host_writes + buffer.host_reads);
     copies.chain(others).chain(host).sum()
 }

@@ -128,6 +128,26 @@ impl Buffer {
         })
     }
 
+    /// As many floats as `values` has, with padding of zeros at the end.
+    #[track_caller]
+    pub(crate) fn of_floats(
+        ledger: &Ledger,
+        name: impl Into<String>,
+        values: &[f32],
+    ) -> Result<Self, BackendError> {
+        let pattern = AccessPattern::DEVICE_ONLY.with_initial_data();
+        let buffer = Self::new(ledger, name, pattern, size_of_val(values))?;
+        // SAFETY: the buffer is this long, aligned for any vector, and nobody else has it yet.
+        unsafe { buffer.as_ptr::<f32>().copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+        Ok(buffer)
+    }
+
+    /// All of it as floats.
+    pub(crate) fn floats(&self) -> &[f32] {
+        // SAFETY: as for `bytes`; the memory is aligned for any vector.
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len / 4) }
+    }
+
     #[track_caller]
     fn build(
         ledger: &Ledger,

@@ -43,7 +43,7 @@ pub(crate) enum Storage {
         /// Scales of FP8, expanded to f32, and their rectangle; otherwise none.
         scales: Option<Scales>,
         /// Adopted memory has an entry in the ledger too.
-        _tally: BufferTally,
+        tally: BufferTally,
     },
 }
 
@@ -102,8 +102,12 @@ impl CpuWeight {
         }
     }
 
-    /// All values of a vector (one row, or one column) as f32.
+    /// All values of a vector (one row, or one column) as f32, read by the host.
     pub(crate) fn vector(&self) -> Vec<f32> {
+        match &self.storage {
+            Storage::Tiles { packed, .. } => packed.tally().host_read(self.file_bytes),
+            Storage::Float { tally, .. } => tally.host_read(self.file_bytes),
+        }
         let mut values = vec![0.0; self.rows * self.cols];
         for (row, chunk) in values.chunks_mut(self.cols.max(1)).enumerate() {
             self.decode_row(row, chunk);
@@ -182,7 +186,7 @@ pub(crate) fn place(
             Format::Group(g) => Some(expand_scales(source, g, ledger, tallies)?),
             _ => None,
         };
-        Storage::Float { kind, data: source.data.clone(), scales, _tally: tally }
+        Storage::Float { kind, data: source.data.clone(), scales, tally }
     } else {
         let layout = TileLayout::new(format, rows, cols, source.tensor_scale).ok_or_else(|| {
             BackendError::Unsupported {

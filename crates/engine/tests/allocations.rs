@@ -56,6 +56,8 @@ fn steady_decode_keeps_the_budgets() {
             for position in 50..60 {
                 token = session.feed(&[token], position).unwrap().unwrap();
             }
+            // Recording a step takes its memory before the step.
+            model.ledger().trace_next_step();
             let before = model.ledger().report();
             let allocations = ALLOCATIONS.load(Relaxed);
             // Past 256 positions a look-back has several spans.
@@ -66,20 +68,23 @@ fn steady_decode_keeps_the_budgets() {
             assert_eq!(allocations, 0, "{kv:?}, {sampling:?}");
 
             let after = model.ledger().report();
+            assert!(
+                after
+                    .trace
+                    .as_ref()
+                    .is_some_and(|trace| trace.events.len() > 10 && trace.dropped == 0)
+            );
             let (phase, steps) = (Phase::Decode, 340);
             assert_eq!(after.allocations(phase), 0);
-            let read_back =
-                |r: &marlin_placement::LedgerReport| r.copied_bytes(phase, Direction::DeviceToHost);
-            assert_eq!(read_back(&after) - read_back(&before), 4 * steps);
-            for direction in
-                [Direction::HostToDevice, Direction::HostToHost, Direction::DeviceToDevice]
-            {
+            let read_back = after.read_back_bytes(phase) - before.read_back_bytes(phase);
+            assert_eq!(read_back, 4 * steps);
+            for direction in Direction::ALL {
                 assert_eq!(after.copied_bytes(phase, direction), 0, "{direction:?}");
             }
-            let submissions = |r: &marlin_placement::LedgerReport| -> u64 {
-                r.waits.iter().filter(|w| w.phase == phase).map(|w| w.count).sum()
-            };
-            assert_eq!(submissions(&after) - submissions(&before), steps);
+            assert_eq!(after.submissions(phase) - before.submissions(phase), steps);
+            assert_eq!(after.steps(phase).steps - before.steps(phase).steps, steps);
+            // The device is the host: there is nobody to wait for.
+            assert_eq!(after.waits(phase), 0);
             for buffer in &after.buffers {
                 let expected = marlin_placement::policy(&buffer.pattern, Some(buffer.bytes)).mode;
                 assert_eq!(buffer.mode, expected, "{}", buffer.name);

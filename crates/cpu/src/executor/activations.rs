@@ -57,6 +57,11 @@ impl Activations {
         (self.buffers[self.slots[i]].as_ptr(), self.tensors[i].width)
     }
 
+    /// The buffer that a tensor is in.
+    pub(super) fn buffer(&self, tensor: Tensor) -> &Buffer {
+        &self.buffers[self.slots[tensor.index()]]
+    }
+
     /// How many rows a tensor has.
     pub(super) fn rows(&self, tensor: Tensor) -> Rows {
         self.tensors[tensor.index()].rows

@@ -97,6 +97,13 @@ impl KvCache {
         }
     }
 
+    /// The buffers of one layer that hold anything.
+    pub(super) fn buffers(&self, layer: usize) -> impl Iterator<Item = &Buffer> {
+        let layer = &self.layers[layer];
+        let scales = [&layer.key_scales, &layer.value_scales];
+        [&layer.keys, &layer.values].into_iter().chain(scales.into_iter().filter(|_| self.scaled))
+    }
+
     /// Bytes that one token at `position` reads, all layers together.
     pub(super) fn bytes_per_token(&self, position: usize) -> u64 {
         self.layers
@@ -149,6 +156,10 @@ impl PartialSums {
         let sums = Buffer::new(ledger, "attention.partial", AccessPattern::DEVICE_ONLY, bytes)?;
         let done = (0..options.max_sequences * kv_heads).map(|_| AtomicU32::new(0)).collect();
         Ok(Self { sums, spans, entry, heads, done, kv_heads })
+    }
+
+    pub(super) fn buffer(&self) -> &Buffer {
+        &self.sums
     }
 
     fn entry(&self, sequence: usize, head: usize, span: usize) -> *mut f32 {
@@ -304,7 +315,7 @@ impl CpuExecutor {
         };
         head[dim..].fill(0.0);
         if let Some(norm) = norm {
-            let weight = norm.weight.as_ptr();
+            let weight = norm.weight.as_ptr::<f32>();
             // SAFETY: the norm's weight is head_dim long (checked when the program was made).
             unsafe { (self.inner.kernels.rms_norm)(to, weight, norm.eps, norm.offset, to, dim) }
         }

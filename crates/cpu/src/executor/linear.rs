@@ -135,7 +135,7 @@ impl CpuExecutor {
             let mut x = x.add(row * width).cast_const();
             if let Some(norm) = &plan.norm {
                 let out = normed.add(row * plan.cols);
-                let weight = norm.weight.as_ptr();
+                let weight = norm.weight.as_ptr::<f32>();
                 (kernels.rms_norm)(x, weight, norm.eps, norm.offset, out, plan.cols);
                 x = out;
             }
@@ -269,7 +269,7 @@ impl CpuExecutor {
                         q.biases.as_ptr::<i32>().add(start).cast_const()
                     });
                     let bias_of = |tile: usize| match &matrix.bias {
-                        Some(bias) => bias[16 * tile..].as_ptr(),
+                        Some(bias) => bias.floats()[16 * tile..].as_ptr(),
                         None => std::ptr::null(),
                     };
                     let mut call = TileCall {
@@ -324,7 +324,7 @@ impl CpuExecutor {
                             tokens: tokens.len(),
                             out: spare,
                         });
-                        let bias = matrix.bias.as_ref().map(|b| &b[16 * tile..]);
+                        let bias = matrix.bias.as_ref().map(|b| &b.floats()[16 * tile..]);
                         place(spare, tokens.len(), i, bias, to);
                     }
                 }

@@ -1,5 +1,6 @@
 //! Running programs: the stages of a step, shared among threads.
 
+mod accesses;
 mod activations;
 mod attention;
 mod linear;
@@ -13,7 +14,7 @@ use marlin_backend::{
     BackendError, Batch, Executor, ExecutorOptions, KvFormat, Program, Rows, SamplingSettings,
     StepToken, Tensor,
 };
-use marlin_placement::{AccessPattern, Direction, Ledger, Phase, Tally};
+use marlin_placement::{AccessPattern, AccessTally, Direction, Ledger, Phase, Tally};
 
 use crate::backend::Inner;
 use crate::executor::activations::Activations;
@@ -72,8 +73,10 @@ pub(crate) struct CpuExecutor {
     step_input: Buffer,
     result: Buffer,
     logits_read: Tally,
-    tokens_read: Tally,
+    sampling: Tally,
     submissions: Tally,
+    /// What a step touches, for each of `accesses::Regime`.
+    accesses: Vec<AccessTally>,
 }
 
 // SAFETY: the raw memory in here belongs to the executor alone; `step` takes `&mut self`,
@@ -97,11 +100,11 @@ impl Quantised {
         name: &str,
         rows: usize,
         lanes: usize,
-        cols: usize,
-        biases: usize,
+        plan: &Plan,
     ) -> Result<Self, BackendError> {
-        let rows = rows.next_multiple_of(lanes);
-        let blocks = cols.div_ceil(BLOCK);
+        let rows = if plan.any_quantised { rows.next_multiple_of(lanes) } else { 0 };
+        let blocks = plan.max_cols.div_ceil(BLOCK);
+        let halves = usize::from(plan.any_halves);
         let buffer = |part: &str, bytes| {
             Buffer::new(ledger, format!("{name}.{part}"), AccessPattern::DEVICE_ONLY, bytes)
         };
@@ -109,9 +112,9 @@ impl Quantised {
             lanes,
             codes: buffer("codes", rows * blocks * BLOCK)?,
             scales: buffer("scales", rows * blocks * 4)?,
-            half_sums: buffer("half_sums", rows * blocks * 8)?,
+            half_sums: buffer("half_sums", rows * blocks * 8 * halves)?,
             sums: buffer("sums", rows * blocks * 4)?,
-            biases: buffer("biases", rows * blocks * 8 * biases.max(1))?,
+            biases: buffer("biases", rows * blocks * 8 * plan.max_biases)?,
         })
     }
 
@@ -144,15 +147,8 @@ impl Scratch {
             Buffer::new(ledger, name, AccessPattern::DEVICE_ONLY, floats * 4)
         };
         Ok(Self {
-            normed: buffer("thread.normed", LOCAL_ROWS * cols)?,
-            quantised: Quantised::new(
-                ledger,
-                "thread.quantised",
-                LOCAL_ROWS,
-                1,
-                cols,
-                plan.max_biases,
-            )?,
+            normed: buffer("thread.normed", if plan.any_norm { LOCAL_ROWS * cols } else { 0 })?,
+            quantised: Quantised::new(ledger, "thread.quantised", LOCAL_ROWS, 1, plan)?,
             header: buffer("thread.header", plan.max_header)?,
             products: buffer("thread.products", 3 * TOKEN_BLOCK * 16)?,
             attention: buffer("thread.attention", attention::scratch_floats(plan))?,
@@ -200,19 +196,21 @@ impl CpuExecutor {
         let (tokens, outputs) = (options.max_tokens, options.max_outputs);
         let buffer =
             |name: &str, bytes| Buffer::new(ledger, name, AccessPattern::DEVICE_ONLY, bytes);
-        Ok(Self {
+        let mut executor = Self {
             cursors: Cursors::new(2 * plan.stages.len() + 2, threads),
             activations: Activations::new(ledger, program, tokens, outputs)?,
             kv: KvCache::new(ledger, &program.caches, &options)?,
             partials: PartialSums::new(ledger, &plan, &options)?,
-            normed: buffer("linear.normed", tokens.max(outputs) * plan.max_cols * 4)?,
+            normed: buffer(
+                "linear.normed",
+                if plan.any_norm { tokens.max(outputs) * plan.max_cols * 4 } else { 0 },
+            )?,
             quantised: Quantised::new(
                 ledger,
                 "linear.quantised",
                 tokens.max(outputs),
                 PANEL,
-                plan.max_cols,
-                plan.max_biases,
+                &plan,
             )?,
             rotations: plan
                 .ropes
@@ -238,14 +236,18 @@ impl CpuExecutor {
             )?,
             result: Buffer::new(ledger, "step.sampled", AccessPattern::READ_BACK, outputs * 4)?,
             logits_read: ledger.copies(Direction::DeviceToHost, "logits that the host asked for"),
-            tokens_read: ledger.copies(Direction::DeviceToHost, "sampled tokens"),
-            submissions: ledger.waits("one submission per step"),
+            sampling: ledger.dispatches("sample"),
+            submissions: ledger.submissions("step"),
+            accesses: Vec::new(),
             logits: program.logits,
             softcap: program.logit_softcap,
             inner,
             options,
             plan,
-        })
+        };
+        let accesses = accesses::Regime::ALL.map(|regime| executor.accesses_of(regime));
+        executor.accesses = accesses.map(|a| executor.inner.ledger.accesses(a)).into();
+        Ok(executor)
     }
 
     /// Whether a tensor has a row per output instead of a row per token.
@@ -294,7 +296,6 @@ impl CpuExecutor {
             let state = &mut self.sequences[token.sequence as usize];
             state.get_mut().unwrap_or_else(PoisonError::into_inner).push(token.id);
         }
-        self.step_input.tally().host_wrote(size_of_val(batch.tokens) as u64);
         Ok(())
     }
 }
@@ -322,22 +323,26 @@ impl Executor for CpuExecutor {
         self.has_logits = false;
         self.sampled.clear();
         self.accept(batch)?;
-        let prefill = self.runs.iter().any(|r| r.len > 1);
-        self.inner.ledger.enter(if prefill { Phase::Prefill } else { Phase::Decode });
         if batch.tokens.is_empty() {
             return Ok(());
         }
+        let (tokens, outputs) = (batch.tokens.len(), self.outputs.len());
+        let prefill = self.runs.iter().any(|r| r.len > 1);
+        let phase = if prefill { Phase::Prefill } else { Phase::Decode };
+        self.inner.ledger.begin_step(phase, tokens as u64, outputs as u64);
+        self.step_input.tally().host_wrote(size_of_val(batch.tokens) as u64);
         self.cursors.reset();
         let this = &*self;
+        let submitted = this.submissions.start();
         this.inner.pool.run(&|worker| this.run_stages(worker));
-        self.submissions.record(0);
+        this.submissions.record_since(submitted, 0);
+        this.accesses[accesses::Regime::of(tokens, outputs) as usize].record();
         // SAFETY: `result` holds max_outputs tokens, and the threads are done.
         let sampled =
             unsafe { std::slice::from_raw_parts(self.result.as_ptr::<u32>(), self.outputs.len()) };
         self.sampled.extend_from_slice(sampled);
-        let bytes = 4 * sampled.len() as u64;
-        self.tokens_read.record(bytes);
-        self.result.tally().host_read(bytes);
+        // The host reads them where they are.
+        self.result.tally().host_read(4 * sampled.len() as u64);
         self.has_logits = batch.logits;
         Ok(())
     }

@@ -4,16 +4,17 @@ use marlin_backend::{
     Activation, AttentionSpec, BackendError, Norm, Op, Program, Rope, Rows, Tensor, Weight,
 };
 use marlin_formats::tile::{TileLayout, TileMin};
-use marlin_placement::{Ledger, Tally};
+use marlin_placement::{Direction, Ledger, Tally};
 
 use crate::isa::{AppendKernel, AttendKernel, CodeKind, FloatKernel, Kernels, TileKernel};
 use crate::kernels::quantise::{BLOCK, Bias};
 use crate::kernels::tile::{has_bias, table_offset};
+use crate::memory::Buffer;
 use crate::weight::{CpuWeight, Storage, downcast};
 
 /// A norm with its weight as f32.
 pub(super) struct NormPlan {
-    pub(super) weight: Vec<f32>,
+    pub(super) weight: Buffer,
     pub(super) eps: f32,
     pub(super) offset: f32,
 }
@@ -59,7 +60,7 @@ pub(super) struct MatrixPlan {
     pub(super) weight: Weight,
     pub(super) product: Product,
     /// Padded with zeros to whole tiles.
-    pub(super) bias: Option<Vec<f32>>,
+    pub(super) bias: Option<Buffer>,
     pub(super) out: Tensor,
     pub(super) accumulate: bool,
     pub(super) rows: usize,
@@ -143,6 +144,12 @@ pub(super) struct Plan {
     pub(super) max_cols: usize,
     /// Greatest number of biases of a linear stage.
     pub(super) max_biases: usize,
+    /// Whether any linear stage multiplies with quantised activations.
+    pub(super) any_quantised: bool,
+    /// Whether any of those has groups of 16 columns.
+    pub(super) any_halves: bool,
+    /// Whether any linear stage norms its input.
+    pub(super) any_norm: bool,
     /// Greatest number of f32 that a tile's expanded header takes.
     pub(super) max_header: usize,
     /// Rows of the embedding table: token ids are below it.
@@ -165,6 +172,9 @@ impl Plan {
             ropes: Vec::new(),
             max_cols: 0,
             max_biases: 0,
+            any_quantised: false,
+            any_halves: false,
+            any_norm: false,
             max_header: 0,
             vocabulary: usize::MAX,
             weight_bytes: 0,
@@ -221,29 +231,29 @@ impl Plan {
                 Stage { kind, tally: ledger.dispatches("embed") }
             }
             Op::RmsNorm { x, norm, out } => {
-                let kind = StageKind::Norm { x: *x, norm: norm_plan(norm)?, out: *out };
+                let kind = StageKind::Norm { x: *x, norm: norm_plan(norm, ledger)?, out: *out };
                 Stage { kind, tally: ledger.dispatches("rms_norm") }
             }
             Op::AddRmsNorm { x, norm, residual } => {
-                let norm = norm_plan(norm)?;
+                let norm = norm_plan(norm, ledger)?;
                 let kind = StageKind::AddNorm { x: *x, norm, residual: *residual };
                 Stage { kind, tally: ledger.dispatches("add_rms_norm") }
             }
             Op::Linear { x, parts } => {
                 let x = input.unwrap_or(*x);
-                let mut linear = LinearPlan::new(x, norm, Combine::Separate)?;
+                let mut linear = LinearPlan::new(x, norm, Combine::Separate, ledger)?;
                 for part in parts {
                     let bias = part.bias.as_ref();
-                    linear.push(&part.weight, bias, part.out, part.accumulate, kernels)?;
+                    linear.push(&part.weight, bias, part.out, part.accumulate, kernels, ledger)?;
                 }
                 self.account(&linear, rows(x));
                 Stage { kind: StageKind::Linear(linear), tally: ledger.dispatches("linear") }
             }
             Op::GatedLinear { x, gate, up, activation, out } => {
                 let x = input.unwrap_or(*x);
-                let mut linear = LinearPlan::new(x, norm, Combine::Gated(*activation))?;
-                linear.push(gate, None, *out, false, kernels)?;
-                linear.push(up, None, *out, false, kernels)?;
+                let mut linear = LinearPlan::new(x, norm, Combine::Gated(*activation), ledger)?;
+                linear.push(gate, None, *out, false, kernels, ledger)?;
+                linear.push(up, None, *out, false, kernels, ledger)?;
                 self.account(&linear, rows(x));
                 let kind = StageKind::Linear(linear);
                 Stage { kind, tally: ledger.dispatches("gated_linear") }
@@ -263,8 +273,8 @@ impl Plan {
                     out: *out,
                     cache: cache.index(),
                     spec: (**spec).clone(),
-                    q_norm: spec.q_norm.as_ref().map(norm_plan).transpose()?,
-                    k_norm: spec.k_norm.as_ref().map(norm_plan).transpose()?,
+                    q_norm: spec.q_norm.as_ref().map(|n| norm_plan(n, ledger)).transpose()?,
+                    k_norm: spec.k_norm.as_ref().map(|n| norm_plan(n, ledger)).transpose()?,
                     rope,
                     append: kernels.append[kv],
                     attend: kernels.attend[kv],
@@ -282,6 +292,9 @@ impl Plan {
     fn account(&mut self, linear: &LinearPlan, rows: Rows) {
         self.max_cols = self.max_cols.max(linear.cols);
         self.max_biases = self.max_biases.max(linear.biases.len());
+        self.any_quantised |= linear.any_quantised;
+        self.any_halves |= linear.any_halves;
+        self.any_norm |= linear.norm.is_some();
         for matrix in &linear.matrices {
             self.weight_bytes += matrix.weight.file_bytes();
             if rows == Rows::Tokens {
@@ -295,10 +308,15 @@ impl Plan {
 }
 
 impl LinearPlan {
-    fn new(x: Tensor, norm: Option<&Norm>, combine: Combine) -> Result<Self, BackendError> {
+    fn new(
+        x: Tensor,
+        norm: Option<&Norm>,
+        combine: Combine,
+        ledger: &Ledger,
+    ) -> Result<Self, BackendError> {
         Ok(Self {
             x,
-            norm: norm.map(norm_plan).transpose()?,
+            norm: norm.map(|norm| norm_plan(norm, ledger)).transpose()?,
             matrices: Vec::new(),
             combine,
             biases: Vec::new(),
@@ -316,6 +334,7 @@ impl LinearPlan {
         out: Tensor,
         accumulate: bool,
         kernels: &Kernels,
+        ledger: &Ledger,
     ) -> Result<(), BackendError> {
         let placed = downcast(weight)?;
         self.cols = weight.cols();
@@ -344,12 +363,9 @@ impl LinearPlan {
                 Product::Float { kernel: (kernels.float)(*kind) }
             }
         };
-        let mut bias = bias.map(|b| downcast(b).map(CpuWeight::vector)).transpose()?;
         let rows = weight.rows();
         let tiles = rows.div_ceil(16);
-        if let Some(bias) = &mut bias {
-            bias.resize(16 * tiles, 0.0);
-        }
+        let bias = bias.map(|bias| vector(bias, 16 * tiles, ledger)).transpose()?;
         let tile_bytes = match &placed.storage {
             Storage::Tiles { layout, .. } => layout.tile_bytes(),
             Storage::Float { data, .. } => data.len() / tiles.max(1),
@@ -369,9 +385,17 @@ impl LinearPlan {
     }
 }
 
-fn norm_plan(norm: &Norm) -> Result<NormPlan, BackendError> {
-    let weight = downcast(&norm.weight)?.vector();
+fn norm_plan(norm: &Norm, ledger: &Ledger) -> Result<NormPlan, BackendError> {
+    let weight = vector(&norm.weight, norm.weight.cols().max(norm.weight.rows()), ledger)?;
     Ok(NormPlan { weight, eps: norm.eps, offset: norm.offset })
+}
+
+/// A vector of the model as f32, padded with zeros to `len` values.
+fn vector(weight: &Weight, len: usize, ledger: &Ledger) -> Result<Buffer, BackendError> {
+    let mut values = downcast(weight)?.vector();
+    values.resize(values.len().max(len), 0.0);
+    ledger.copies(Direction::HostToHost, "norms and biases as f32").record(weight.file_bytes());
+    Buffer::of_floats(ledger, format!("{}.f32", weight.name()), &values)
 }
 
 /// Whether `op` is a linear op with `tensor` as its input.

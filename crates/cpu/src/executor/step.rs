@@ -15,9 +15,7 @@ impl CpuExecutor {
     pub(super) fn run_stages(&self, worker: Worker<'_>) {
         let rows = self.tokens.len();
         for (i, stage) in self.plan.stages.iter().enumerate() {
-            if worker.index == 0 {
-                stage.tally.record(0);
-            }
+            let started = stage.tally.start();
             match &stage.kind {
                 StageKind::Embed { table, scale, out } => {
                     // The rotations are needed from the first attention on.
@@ -29,7 +27,7 @@ impl CpuExecutor {
                 StageKind::Norm { x, norm, out } => {
                     self.each_row(i, *x, worker, |row, x, width| {
                         let (out, _) = self.activations.get(*out);
-                        let weight = norm.weight.as_ptr();
+                        let weight = norm.weight.as_ptr::<f32>();
                         let rms_norm = self.inner.kernels.rms_norm;
                         // SAFETY: both tensors have this row, `width` wide; one thread has it.
                         unsafe {
@@ -40,7 +38,7 @@ impl CpuExecutor {
                 StageKind::AddNorm { x, norm, residual } => {
                     self.each_row(i, *x, worker, |row, x, width| {
                         let (residual, _) = self.activations.get(*residual);
-                        let weight = norm.weight.as_ptr();
+                        let weight = norm.weight.as_ptr::<f32>();
                         let kernels = self.inner.kernels;
                         // SAFETY: as above; `x` is not read again, so the norm goes in place.
                         unsafe {
@@ -71,13 +69,22 @@ impl CpuExecutor {
                 }
             }
             worker.barrier.wait();
+            if worker.index == 0 {
+                stage.tally.record_since(started, 0);
+            }
             if rows <= LOCAL_ROWS
                 && let Some(StageKind::Linear(next)) = self.plan.stages.get(i + 1).map(|s| &s.kind)
             {
                 next.prefetch(rows, worker);
             }
         }
-        self.sample(worker);
+        if !self.outputs.is_empty() {
+            let started = self.sampling.start();
+            self.sample(worker);
+            if worker.index == 0 {
+                self.sampling.record_since(started, 0);
+            }
+        }
     }
 
     /// Calls `run(row, pointer to the row, width)` for every row of a tensor.

@@ -10,6 +10,9 @@ use super::book::{Book, Counts};
 use super::trace::Source;
 use crate::{AccessPattern, StorageMode, policy};
 
+/// Reads and writes by kernel and phase.
+pub(super) type ByKernel = BTreeMap<(&'static str, Phase), (u64, u64)>;
+
 /// [`BufferState::freed_ns`] of a buffer that exists.
 const LIVE: u64 = u64::MAX;
 
@@ -26,8 +29,8 @@ pub(super) struct BufferState {
     freed_ns: AtomicU64,
     pub(super) host_writes: [Counts; 3],
     pub(super) host_reads: [Counts; 3],
-    /// Reads and writes by kernel and phase, of recordings that are gone.
-    pub(super) past: Mutex<BTreeMap<(&'static str, Phase), (u64, u64)>>,
+    /// Of recordings that are gone.
+    pub(super) past: Mutex<ByKernel>,
 }
 
 impl BufferState {

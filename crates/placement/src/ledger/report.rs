@@ -1,11 +1,10 @@
 //! What a ledger holds at one moment.
 
-use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::book::Book;
-use super::buffer::BufferState;
+use super::buffer::{BufferState, ByKernel};
 use super::tally::{Kind, TallyState};
 use super::trace::{RecordedStep, Source};
 use super::{Direction, Phase};
@@ -293,7 +292,7 @@ fn buffer_line(buffer: &BufferState) -> BufferLine {
 
 /// Multiplies what each prepared list touches by its runs.
 fn device_accesses(book: &Book, buffers: &[std::sync::Arc<BufferState>], lines: &mut [BufferLine]) {
-    let mut counts: Vec<BTreeMap<(&'static str, Phase), (u64, u64)>> = buffers
+    let mut counts: Vec<ByKernel> = buffers
         .iter()
         .map(|buffer| buffer.past.lock().unwrap_or_else(PoisonError::into_inner).clone())
         .collect();

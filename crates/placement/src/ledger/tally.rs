@@ -53,6 +53,11 @@ impl Tally {
         Self { book, state }
     }
 
+    /// The kernel, or the reason.
+    pub fn label(&self) -> &'static str {
+        self.state.label
+    }
+
     /// Counts one event of `bytes` bytes in the current phase.
     #[inline]
     pub fn record(&self, bytes: u64) {
