@@ -1,5 +1,6 @@
 //! What a device is asked to do, in order.
 
+use std::panic::Location;
 use std::sync::Arc;
 
 use marlin_kernels::{Allocation, Dispatch, Grid, Launch};
@@ -42,12 +43,14 @@ pub enum Command {
 pub struct CommandList {
     label: String,
     commands: Vec<Command>,
+    /// For each command the line that appended it.
+    sites: Vec<&'static Location<'static>>,
 }
 
 impl CommandList {
     /// An empty list. The label stands in errors and audits.
     pub fn new(label: impl Into<String>) -> Self {
-        Self { label: label.into(), commands: Vec::new() }
+        Self { label: label.into(), commands: Vec::new(), sites: Vec::new() }
     }
 
     /// The label.
@@ -60,17 +63,25 @@ impl CommandList {
         &self.commands
     }
 
+    /// For each command the line that appended it: audits name it.
+    pub fn sites(&self) -> &[&'static Location<'static>] {
+        &self.sites
+    }
+
     /// Appends a kernel over `grid`. An empty grid appends nothing.
+    #[track_caller]
     pub fn launch(&mut self, launcher: impl Launch, grid: Grid) -> &mut Self {
         if !grid.is_empty() {
-            self.commands.push(Command::Dispatch(launcher.dispatch(grid)));
+            self.push(Command::Dispatch(launcher.dispatch(grid)));
         }
         self
     }
 
     /// Appends a command.
+    #[track_caller]
     pub fn push(&mut self, command: Command) -> &mut Self {
         self.commands.push(command);
+        self.sites.push(Location::caller());
         self
     }
 }

@@ -455,6 +455,12 @@ fn the_ledger_counts_what_a_step_does() {
     let dispatches = report.dispatches.iter().find(|d| d.label == "gated_activation").unwrap();
     assert_eq!(dispatches.count, 10);
     assert_eq!(report.waits.iter().map(|w| w.count).sum::<u64>(), 10);
+    assert_eq!(report.submissions.iter().map(|s| s.count).sum::<u64>(), 10);
+    let accesses = |i: usize| -> Vec<_> {
+        report.buffers[i].accesses.iter().map(|a| (a.kernel, a.reads, a.writes)).collect()
+    };
+    assert_eq!(accesses(0), [("gated_activation", 10, 0)]);
+    assert_eq!(accesses(1), [("gated_activation", 0, 10)]);
     let modified = report.copies.iter().find(|c| c.event.label == "did_modify").unwrap();
     assert_eq!((modified.event.count, modified.event.bytes), (10, 10 * 2 * COLUMNS as u64 * 4));
     let modes: Vec<_> = report.buffers.iter().map(|b| (b.name.as_str(), b.mode)).collect();

@@ -308,6 +308,13 @@ fn the_ledger_counts_what_happened() {
     let dispatches: Vec<_> = report.dispatches.iter().map(|e| (e.label, e.count)).collect();
     assert_eq!(dispatches, [("increment", 1)]);
     assert_eq!(report.waits.iter().map(|e| e.count).sum::<u64>(), 1);
+    assert_eq!(report.submissions.iter().map(|e| e.count).sum::<u64>(), 1);
+    // Waiting, submitting and dispatching are counted where they happen; a dispatch is told by the line
+    // that put it on the list.
+    assert!(report.dispatches[0].site.contains("common/mod.rs"), "{}", report.dispatches[0].site);
+    let accesses: Vec<_> =
+        report.buffers[0].accesses.iter().map(|a| (a.kernel, a.reads, a.writes)).collect();
+    assert_eq!(accesses, [("increment", 1, 1)]);
     let buffer = &report.buffers[0];
     assert_eq!((buffer.name.as_str(), buffer.bytes), ("x", 32));
     assert!(buffer.site.contains("emulated_placement.rs"), "{}", buffer.site);

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use marlin_kernels::signature::ParameterAccess;
 use marlin_kernels::{Allocation, Argument, BindError, Dispatch, KernelParameter};
-use marlin_placement::{Direction, Ledger, Tally};
+use marlin_placement::{AccessTally, Accesses, Direction, Ledger, Tally};
 
 use super::buffer::{CudaAllocation, Memory, lock};
 use super::context::Context;
@@ -140,6 +140,7 @@ pub(super) struct CudaRecording {
     /// What errors name: the kernels, each once.
     kernels: Vec<String>,
     tallies: Vec<(Tally, u64)>,
+    accesses: AccessTally,
     /// Memory that the host must leave alone while a submission runs.
     shared: Vec<Arc<dyn Allocation>>,
     /// Keeps allocations and functions alive.
@@ -353,6 +354,7 @@ pub(super) fn record(
     let mut graph = Graph::new(context)?;
     let mut kernels: Vec<String> = Vec::new();
     let mut tallies = Vec::new();
+    let mut accesses = Accesses::new();
     let mut shared: Vec<Arc<dyn Allocation>> = Vec::new();
     let mut uses = |allocation: &Arc<dyn Allocation>| -> Result<(), GpuError> {
         let own = CudaAllocation::of(allocation, context)?;
@@ -364,7 +366,7 @@ pub(super) fn record(
         Ok(())
     };
     let mut next_pipeline = pipelines.iter();
-    for command in commands.commands() {
+    for (command, site) in commands.commands().iter().zip(commands.sites()) {
         match command {
             Command::Dispatch(dispatch) => {
                 let pipeline = next_pipeline
@@ -380,9 +382,17 @@ pub(super) fn record(
                         ),
                     });
                 }
+                let kernel = dispatch.pipeline.kernel.name;
                 for argument in &dispatch.arguments {
-                    if let Argument::Buffer { allocation, .. } = argument {
+                    if let Argument::Buffer { allocation, access, .. } = argument {
                         uses(allocation)?;
+                        let own = CudaAllocation::of(allocation, context)?;
+                        if *access != ParameterAccess::Out {
+                            accesses.reads(&own.tally, kernel);
+                        }
+                        if *access != ParameterAccess::In {
+                            accesses.writes(&own.tally, kernel);
+                        }
                     }
                 }
                 graph.dispatch(dispatch, pipeline)?;
@@ -390,7 +400,7 @@ pub(super) fn record(
                 if !kernels.contains(&symbol) {
                     kernels.push(symbol);
                 }
-                tallies.push((ledger.dispatches(dispatch.pipeline.kernel.name), 0));
+                tallies.push((ledger.dispatches_at(kernel, site), 0));
             }
             Command::Copy { source, destination } => {
                 let (from, to) =
@@ -419,7 +429,10 @@ pub(super) fn record(
                         to.pointer + destination.offset,
                         bytes,
                     )?;
-                    tallies.push((ledger.copies(direction, "copy command"), source.bytes));
+                    accesses.reads(&from.tally, "copy command");
+                    accesses.writes(&to.tally, "copy command");
+                    let tally = ledger.copies_at(direction, "copy command", site);
+                    tallies.push((tally, source.bytes));
                 }
             }
             Command::Fill { region: filled, value } => {
@@ -428,7 +441,8 @@ pub(super) fn record(
                 if filled.bytes > 0 {
                     let bytes = usize::try_from(filled.bytes).unwrap_or(usize::MAX);
                     graph.fill(to.pointer + filled.offset, bytes, *value)?;
-                    tallies.push((ledger.dispatches("fill"), filled.bytes));
+                    accesses.writes(&to.tally, "fill");
+                    tallies.push((ledger.dispatches_at("fill", site), filled.bytes));
                 }
             }
         }
@@ -440,6 +454,7 @@ pub(super) fn record(
         graph,
         kernels,
         tallies,
+        accesses: ledger.accesses(accesses),
         shared,
         _commands: commands,
         _pipelines: pipelines,
@@ -484,14 +499,15 @@ struct CudaSubmission {
     start: Handle,
     end: Handle,
     waits: Tally,
+    submissions: Tally,
     waited: bool,
 }
 
-/// Starts a recording.
+/// Starts a recording; counts it, and later the wait for it.
 pub(super) fn submit(
     context: &Arc<Context>,
     timeline: &Arc<Timeline>,
-    waits: &Tally,
+    [waits, submissions]: [&Tally; 2],
     recording: &Arc<dyn Recording>,
 ) -> Result<Box<dyn Submission>, GpuError> {
     let own = own_recording(recording)
@@ -517,6 +533,7 @@ pub(super) fn submit(
         start,
         end,
         waits: waits.clone(),
+        submissions: submissions.clone(),
         waited: false,
     });
     // SAFETY: graph and stream belong to the current context; what the graph uses is kept by the
@@ -526,6 +543,8 @@ pub(super) fn submit(
     let recorded = context.record(end);
     context.driver.check("cuGraphLaunch", code).map_err(|error| own.fault(code, error))?;
     recorded?;
+    submissions.record(0);
+    own.accesses.record();
     for (tally, bytes) in &own.tallies {
         tally.record(*bytes);
     }
@@ -576,8 +595,13 @@ impl CudaSubmission {
 
 impl Submission for CudaSubmission {
     fn wait(mut self: Box<Self>) -> Result<Completed, GpuError> {
-        self.waits.record(0);
-        self.finish()
+        let started = self.waits.start();
+        let result = self.finish();
+        self.waits.record_since(started, 0);
+        if let Ok(Completed { gpu_time: Some(time) }) = result {
+            self.submissions.device_took(time);
+        }
+        result
     }
 
     fn is_done(&self) -> bool {

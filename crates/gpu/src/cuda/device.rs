@@ -113,6 +113,7 @@ pub struct Cuda {
     staging: Mutex<Staging>,
     timeline: Arc<Timeline>,
     waits: Tally,
+    submissions: Tally,
     downloads: Tally,
     uploads: Tally,
     modifications: Tally,
@@ -155,7 +156,7 @@ impl Cuda {
         let read_only_registration = attribute(driver, ordinal, Attribute::HostRegisterSupported)?
             != 0
             && attribute(driver, ordinal, Attribute::ReadOnlyHostRegisterSupported)? != 0;
-        let ledger = Arc::new(Ledger::new());
+        let ledger = Arc::new(Ledger::for_memory(properties.memory));
         let pipelines = Pipelines::new(
             context.clone(),
             nvrtc,
@@ -171,6 +172,7 @@ impl Cuda {
             read_only_registration,
             timeline: Arc::default(),
             waits: ledger.waits("submission"),
+            submissions: ledger.submissions("graph"),
             downloads: ledger.copies(Direction::DeviceToHost, "download"),
             uploads: ledger.copies(Direction::HostToDevice, "upload"),
             modifications: ledger.copies(Direction::HostToDevice, "did_modify"),
@@ -382,6 +384,7 @@ impl Device for Cuda {
     }
 
     fn submit(&self, recording: &Arc<dyn Recording>) -> Result<Box<dyn Submission>, GpuError> {
-        commands::submit(&self.context, &self.timeline, &self.waits, recording)
+        let tallies = [&self.waits, &self.submissions];
+        commands::submit(&self.context, &self.timeline, tallies, recording)
     }
 }

@@ -18,11 +18,14 @@ pub(crate) fn run(recording: &EmulatedRecording, device: &Arc<Shared>) -> Result
     for step in &recording.steps {
         match step {
             Step::Dispatch { kernel, dispatch, tally } => {
-                tally.record(0);
-                launch(device, &mut execution, *kernel, dispatch, recording.simd_width)?;
+                let started = tally.start();
+                let result =
+                    launch(device, &mut execution, *kernel, dispatch, recording.simd_width);
+                tally.record_since(started, 0);
+                result?;
             }
-            Step::Copy { source, destination } => {
-                recording.copies.record(source.bytes);
+            Step::Copy { source, destination, tally } => {
+                tally.record(source.bytes);
                 copy(device, &execution, source, destination)?;
             }
             Step::Fill { region, value } => {

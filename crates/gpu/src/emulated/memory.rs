@@ -224,6 +224,11 @@ impl EmulatedAllocation {
         }
     }
 
+    /// Its entry in the ledger.
+    pub(crate) fn tally(&self) -> &BufferTally {
+        &self.tally
+    }
+
     pub(crate) fn mode(&self) -> StorageMode {
         self.mode
     }

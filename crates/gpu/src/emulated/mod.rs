@@ -77,6 +77,7 @@ pub struct Emulated {
     modifies: Tally,
     downloads: Tally,
     waits: Tally,
+    submissions: Tally,
 }
 
 /// What recordings and submissions share with their device.
@@ -134,6 +135,7 @@ impl Emulated {
         let state = HostState::new()
             .ok_or_else(|| unavailable("the system has no memory for its fibers".to_owned()))?;
         let memory = if options.unified { Memory::Unified } else { Memory::Discrete };
+        ledger.set_memory(memory);
         Ok(Self {
             properties: DeviceProperties {
                 name: "emulated".to_owned(),
@@ -156,6 +158,7 @@ impl Emulated {
             modifies: ledger.copies(Direction::HostToDevice, "did_modify"),
             downloads: ledger.copies(Direction::DeviceToHost, "download"),
             waits: ledger.waits("submission"),
+            submissions: ledger.submissions("command list"),
             ledger,
         })
     }
@@ -343,6 +346,8 @@ impl Device for Emulated {
             .filter(|r| r.belongs_to(&self.shared))
             .ok_or_else(|| GpuError::ForeignAllocation { label: recording.label().to_owned() })?;
         let number = self.shared.submissions.fetch_add(1, Ordering::Relaxed);
+        self.submissions.record(0);
+        found.accesses.record();
         let submission =
             submission::start(recording, found, number, &self.shared, self.waits.clone());
         Ok(Box::new(submission))

@@ -7,7 +7,7 @@ use marlin_kernels::signature::ParameterAccess;
 use marlin_kernels::{
     Allocation, Argument, Dispatch, HostKernel, KernelParameter, PipelineKey, host_entry,
 };
-use marlin_placement::{Direction, Ledger, Tally};
+use marlin_placement::{AccessTally, Accesses, BufferTally, Direction, Ledger, Tally};
 
 use super::{MAX_THREADS, Shared, THREADGROUP_BYTES, memory};
 use crate::device::{DeviceProperties, Recording};
@@ -16,7 +16,7 @@ use crate::{Command, CommandList, GpuError, Region};
 /// A command with what running it needs.
 pub(crate) enum Step {
     Dispatch { kernel: HostKernel, dispatch: Dispatch, tally: Tally },
-    Copy { source: Region, destination: Region },
+    Copy { source: Region, destination: Region, tally: Tally },
     Fill { region: Region, value: u8 },
 }
 
@@ -26,7 +26,7 @@ pub(crate) struct EmulatedRecording {
     device: Weak<Shared>,
     pub(crate) simd_width: u32,
     pub(crate) steps: Vec<Step>,
-    pub(crate) copies: Tally,
+    pub(crate) accesses: AccessTally,
     /// Every allocation that a command uses, once.
     pub(crate) allocations: Vec<Arc<dyn Allocation>>,
 }
@@ -58,10 +58,10 @@ impl EmulatedRecording {
             device: Arc::downgrade(device),
             simd_width: properties.simd_width,
             steps: Vec::new(),
-            copies: ledger.copies(Direction::DeviceToDevice, "copy command"),
+            accesses: ledger.accesses(accesses_of(device, &commands)?),
             allocations: Vec::new(),
         };
-        for command in commands.commands() {
+        for (command, site) in commands.commands().iter().zip(commands.sites()) {
             let step = match command {
                 Command::Dispatch(dispatch) => {
                     check_launch(dispatch, properties)?;
@@ -74,14 +74,18 @@ impl EmulatedRecording {
                     Step::Dispatch {
                         kernel: kernel_of(&dispatch.pipeline)?,
                         dispatch: dispatch.clone(),
-                        tally: ledger.dispatches(dispatch.pipeline.kernel.name),
+                        tally: ledger.dispatches_at(dispatch.pipeline.kernel.name, site),
                     }
                 }
                 Command::Copy { source, destination } => {
                     recording.keep(device, &source.allocation)?;
                     recording.keep(device, &destination.allocation)?;
                     check_copy(device, source, destination)?;
-                    Step::Copy { source: source.clone(), destination: destination.clone() }
+                    Step::Copy {
+                        source: source.clone(),
+                        destination: destination.clone(),
+                        tally: ledger.copies_at(Direction::DeviceToDevice, "copy command", site),
+                    }
                 }
                 Command::Fill { region, value } => {
                     recording.keep(device, &region.allocation)?;
@@ -113,6 +117,37 @@ impl EmulatedRecording {
         }
         Ok(())
     }
+}
+
+/// What one run of the commands touches.
+fn accesses_of(device: &Arc<Shared>, commands: &CommandList) -> Result<Accesses, GpuError> {
+    let mut accesses = Accesses::new();
+    let tally = |allocation| -> Result<&BufferTally, GpuError> {
+        memory::find(device, allocation).map(|found| found.tally())
+    };
+    for command in commands.commands() {
+        match command {
+            Command::Dispatch(dispatch) => {
+                let kernel = dispatch.pipeline.kernel.name;
+                for argument in &dispatch.arguments {
+                    if let Argument::Buffer { allocation, access, .. } = argument {
+                        if *access != ParameterAccess::Out {
+                            accesses.reads(tally(allocation)?, kernel);
+                        }
+                        if *access != ParameterAccess::In {
+                            accesses.writes(tally(allocation)?, kernel);
+                        }
+                    }
+                }
+            }
+            Command::Copy { source, destination } => {
+                accesses.reads(tally(&source.allocation)?, "copy command");
+                accesses.writes(tally(&destination.allocation)?, "copy command");
+            }
+            Command::Fill { region, .. } => accesses.writes(tally(&region.allocation)?, "fill"),
+        }
+    }
+    Ok(accesses)
 }
 
 fn check_launch(dispatch: &Dispatch, properties: &DeviceProperties) -> Result<(), GpuError> {
