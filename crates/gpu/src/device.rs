@@ -49,6 +49,14 @@ pub trait Device: Send + Sync {
     /// The book that it keeps.
     fn ledger(&self) -> &Arc<Ledger>;
 
+    /// Bytes of its memory that are free. By default all of it: a device that shares the host's pages in what is used.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn free_bytes(&self) -> Result<u64, GpuError> {
+        Ok(self.properties().total_bytes)
+    }
+
     /// `bytes` bytes of memory, uninitialised, placed by the policy for `pattern`; `site` is the line
     /// that asked. Kernels may write it if the pattern says that the device does.
     ///

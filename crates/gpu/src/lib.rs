@@ -6,6 +6,7 @@
 //! | device | feature | runs on |
 //! |---|---|---|
 //! | `cuda` | `cuda` | NVIDIA GPUs; driver and NVRTC are loaded when asked for, nothing is linked |
+//! | `metal` | `metal` | GPUs of Apple silicon; on other systems only a double of Metal that records its calls, for tests |
 //! | `emulated` | `emulated` | the CPU, through a C++ compiler at build time; stricter than hardware |
 
 pub mod bench;
@@ -16,6 +17,14 @@ mod device;
 #[cfg(feature = "emulated")]
 pub mod emulated;
 mod error;
+pub mod hazards;
+#[cfg(any(
+    all(feature = "cuda", any(target_os = "linux", windows)),
+    all(feature = "metal", any(target_vendor = "apple", feature = "metal-double"))
+))]
+mod kernel_cache;
+#[cfg(all(feature = "metal", any(target_vendor = "apple", feature = "metal-double")))]
+pub mod metal;
 pub mod ops;
 
 pub use command::{Command, CommandList, Region};

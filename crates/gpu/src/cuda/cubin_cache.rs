@@ -7,30 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use sha2::{Digest, Sha256};
 
-/// Bytes of the digest that a file starts with.
-const DIGEST_BYTES: usize = 32;
+use crate::kernel_cache::{DIGEST_BYTES, Key};
 
-/// What a cubin depends on, as one hash.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Key([u8; DIGEST_BYTES]);
-
-impl Key {
-    /// The key of everything in `parts`, in this order.
-    pub(super) fn of(parts: &[&str]) -> Self {
-        let mut hash = Sha256::new();
-        for part in parts {
-            // With its length, so that text cannot wander from one part to the next.
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part);
-        }
-        Self(hash.finalize().into())
-    }
-
-    fn file_name(&self) -> String {
-        let hex: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{hex}.cubin")
-    }
-}
+const EXTENSION: &str = "cubin";
 
 /// A folder of cubins. A file is the SHA-256 of its contents and then the contents: the driver
 /// takes an image without a length, so a damaged one must not reach it.
@@ -46,7 +25,7 @@ impl CubinCache {
 
     /// The cubin of `key`, if it is there and whole.
     pub(super) fn find(&self, key: Key) -> Option<Vec<u8>> {
-        let mut file = fs::read(self.folder.as_ref()?.join(key.file_name())).ok()?;
+        let mut file = fs::read(self.folder.as_ref()?.join(key.file_name(EXTENSION))).ok()?;
         if file.len() <= DIGEST_BYTES {
             return None;
         }
@@ -58,7 +37,7 @@ impl CubinCache {
     /// failures are passed over.
     pub(super) fn keep(&self, key: Key, image: &[u8]) {
         if let Some(folder) = &self.folder {
-            let _ = write(folder, &key.file_name(), image);
+            let _ = write(folder, &key.file_name(EXTENSION), image);
         }
     }
 }
@@ -77,18 +56,6 @@ fn write(folder: &Path, name: &str, image: &[u8]) -> io::Result<()> {
         fs::rename(&unfinished, folder.join(name))
     };
     finish().inspect_err(|_| drop(fs::remove_file(&unfinished)))
-}
-
-/// Environment variable that names the cache folder, as for models.
-const CACHE_VARIABLE: &str = "MARLIN_CACHE";
-
-/// `kernels/cuda` below `$MARLIN_CACHE` or below `metal-marlin` in the operating system's cache folder.
-pub(super) fn folder_of_user() -> Option<PathBuf> {
-    let root = std::env::var_os(CACHE_VARIABLE)
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
-        .or_else(|| dirs::cache_dir().map(|folder| folder.join("metal-marlin")))?;
-    Some(root.join("kernels").join(super::KIND))
 }
 
 #[cfg(test)]
@@ -112,7 +79,7 @@ mod tests {
         let cache = CubinCache::new(Some(folder.path().to_owned()));
         let key = Key::of(&["source"]);
         cache.keep(key, b"a whole image");
-        let path = folder.path().join(key.file_name());
+        let path = folder.path().join(key.file_name(EXTENSION));
         let whole = fs::read(&path).unwrap();
         fs::write(&path, &whole[..whole.len() - 1]).unwrap();
         assert_eq!(cache.find(key), None);

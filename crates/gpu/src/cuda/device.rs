@@ -16,13 +16,14 @@ use super::KIND;
 use super::buffer::{CudaAllocation, Memory, lock};
 use super::commands::{self, Timeline};
 use super::context::{Context, attribute};
-use super::cubin_cache::{CubinCache, folder_of_user};
+use super::cubin_cache::CubinCache;
 use super::driver::{Attribute, Driver, status};
 use super::nvrtc::Nvrtc;
 use super::pipeline::{PipelineStatistics, Pipelines, Variant};
 use super::registration::{ALIGNMENT, Registrations};
 use super::staging::Staging;
 use crate::device::{Device, DeviceProperties, Recording, Submission};
+use crate::kernel_cache::folder_of_user;
 use crate::{Command, CommandList, GpuError};
 
 /// The oldest compute capability that the kernels' instructions exist on: `cp.async`, conversions to
@@ -42,7 +43,7 @@ impl Settings {
     /// The GPU `index`, with compiled kernels in the user's cache folder: `kernels/cuda` below
     /// `$MARLIN_CACHE`, or below `metal-marlin` in the operating system's.
     pub fn new(index: usize) -> Self {
-        Self { index, cubin_folder: folder_of_user() }
+        Self { index, cubin_folder: folder_of_user(KIND) }
     }
 }
 
@@ -228,6 +229,10 @@ impl Device for Cuda {
 
     fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
+    }
+
+    fn free_bytes(&self) -> Result<u64, GpuError> {
+        Ok(self.context.memory()?.0)
     }
 
     fn allocate_at(

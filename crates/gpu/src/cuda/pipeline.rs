@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use marlin_kernels::{PipelineKey, Target, source};
 
 use super::context::Context;
-use super::cubin_cache::{CubinCache, Key};
+use super::cubin_cache::CubinCache;
 use super::driver::{FUNCTION_MAX_DYNAMIC_SHARED_BYTES, FUNCTION_SHARED_BYTES, Handle};
 use super::nvrtc::{Architecture, Compiled, Nvrtc};
 use crate::GpuError;
+use crate::kernel_cache::Key;
 
 /// What a pipeline is compiled for besides its key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

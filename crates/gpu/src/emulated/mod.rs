@@ -198,6 +198,11 @@ impl Device for Emulated {
         &self.ledger
     }
 
+    fn free_bytes(&self) -> Result<u64, GpuError> {
+        let used = self.shared.used_bytes.load(Ordering::Relaxed);
+        Ok(self.properties.total_bytes.saturating_sub(used))
+    }
+
     fn allocate_at(
         &self,
         label: &str,

@@ -1,6 +1,5 @@
 //! A command list that has been checked.
 
-use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use marlin_kernels::signature::ParameterAccess;
@@ -11,6 +10,7 @@ use marlin_placement::{AccessTally, Accesses, BufferTally, Direction, Ledger, Ta
 
 use super::{MAX_THREADS, Shared, THREADGROUP_BYTES, memory};
 use crate::device::{DeviceProperties, Recording};
+use crate::hazards::overlap_within;
 use crate::{Command, CommandList, GpuError, Region};
 
 /// A command with what running it needs.
@@ -199,51 +199,12 @@ fn check_launch(dispatch: &Dispatch, properties: &DeviceProperties) -> Result<()
     Ok(())
 }
 
-/// Inputs may be read through caches that do not see the same dispatch's writes, so no byte may be bound as
-/// an input and as an output.
+/// No byte may be bound twice where it is written.
 fn check_overlap(dispatch: &Dispatch) -> Result<(), GpuError> {
-    struct Bound<'a> {
-        name: &'a str,
-        allocation: &'a Arc<dyn Allocation>,
-        range: Range<u64>,
-        written: bool,
+    match overlap_within(dispatch) {
+        None => Ok(()),
+        Some(reason) => Err(GpuError::Launch { kernel: dispatch.pipeline.symbol(), reason }),
     }
-    let bound: Vec<Bound<'_>> = dispatch
-        .arguments
-        .iter()
-        .zip(dispatch.pipeline.kernel.parameters)
-        .filter_map(|(argument, parameter)| match argument {
-            Argument::Buffer { allocation, offset, bytes, access } => Some(Bound {
-                name: parameter.name(),
-                allocation,
-                range: *offset..offset + bytes,
-                written: *access != ParameterAccess::In,
-            }),
-            _ => None,
-        })
-        .collect();
-    for (i, one) in bound.iter().enumerate() {
-        for other in &bound[..i] {
-            let overlap = Arc::ptr_eq(one.allocation, other.allocation)
-                && one.range.start < other.range.end
-                && other.range.start < one.range.end;
-            if overlap && (one.written || other.written) {
-                return Err(GpuError::Launch {
-                    kernel: dispatch.pipeline.symbol(),
-                    reason: format!(
-                        "\"{}\" and \"{}\" share bytes of \"{}\" ({:?} and {:?}) and one of them is \
-                         written, expected one in-out parameter or ranges apart",
-                        other.name,
-                        one.name,
-                        one.allocation.label(),
-                        other.range,
-                        one.range
-                    ),
-                });
-            }
-        }
-    }
-    Ok(())
 }
 
 fn check_region(device: &Arc<Shared>, region: &Region, written: bool) -> Result<(), GpuError> {
