@@ -58,6 +58,21 @@ pub enum BackendError {
         /// How much.
         bytes: u64,
     },
+    /// A device that has no room for something, which was not begun.
+    #[error(
+        "out of memory on {device}: {needed} bytes for {what}, {free} free, {} too few",
+        needed.saturating_sub(*free)
+    )]
+    DoesNotFit {
+        /// What the memory was for.
+        what: String,
+        /// The device's name.
+        device: String,
+        /// Bytes asked for.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
     /// The device failed or cannot be used.
     #[error("{backend}: {problem}")]
     Device {

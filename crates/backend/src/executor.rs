@@ -60,6 +60,11 @@ pub trait Backend: Send + Sync {
     /// If the bytes do not fit the shape, the format is not supported, or memory is short.
     fn place(&self, source: &WeightSource) -> Result<Weight, BackendError>;
 
+    /// Whether [`place`](Self::place) does all the work, and [`load`](Self::load) none: for progress bars.
+    fn places_at_once(&self) -> bool {
+        true
+    }
+
     /// Brings the weights of `program` to the device, where [`place`](Self::place) only took note of them because the
     /// device wants matrices that are used together to lie together. Calls `progress` with the bytes of the file that
     /// each part was made from. Weights that are there already stay where they are.

@@ -17,6 +17,18 @@ pub enum EngineError {
     /// The CPU backend could not be made.
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    /// There is no such device here.
+    #[error("no {device} device: {reason}")]
+    NoDevice {
+        /// `cuda`, `metal`, `emulated`.
+        device: &'static str,
+        /// What was looked for and not found.
+        reason: String,
+    },
+    /// A GPU could not be opened.
+    #[cfg(any(feature = "cuda", feature = "metal", feature = "emulated"))]
+    #[error(transparent)]
+    Gpu(#[from] marlin_gpu::GpuError),
     /// The tokenizer refused a text.
     #[error(transparent)]
     Tokenize(#[from] TokenizeError),

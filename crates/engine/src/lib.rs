@@ -6,13 +6,15 @@
 //! [`Session::generate_batch`] several at once: each step takes whatever every sequence has
 //! to offer, a chunk of its prompt or its latest token.
 
+mod device;
 mod error;
 mod model;
 mod session;
 mod stream;
 
+pub use device::{Activations, DeviceChoice};
 pub use error::EngineError;
 pub use marlin_backend::{Ceilings, KvFormat, SamplingSettings};
 pub use marlin_cpu::Isa;
-pub use model::{DeviceChoice, Model, ModelOptions, Progress};
+pub use model::{Model, ModelOptions, Progress};
 pub use session::{GenerateOptions, Generated, Request, Session, SessionOptions, StopReason};

@@ -6,21 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use marlin_backend::{Backend, Ceilings, Program};
-use marlin_cpu::{CpuBackend, Isa};
+use marlin_cpu::Isa;
 use marlin_models::{ChatTemplate, Config, Message, ModelSource, Tokenizer};
 use marlin_placement::{Ledger, Phase};
 
+use crate::device::{self, Activations, DeviceChoice};
 use crate::{EngineError, Session, SessionOptions};
-
-/// Which device runs the model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The best one there is.
-    #[default]
-    Auto,
-    /// The processor.
-    Cpu,
-}
 
 /// Called while weights are placed, with the bytes done so far and in all.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
@@ -30,6 +21,8 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 pub struct ModelOptions {
     /// Which device.
     pub device: DeviceChoice,
+    /// What activations are kept as on a GPU; by default what suits the model.
+    pub activations: Option<Activations>,
     /// Threads of the CPU backend; by default one per core.
     pub threads: Option<NonZeroUsize>,
     /// Instruction set of the CPU backend; by default what `MARLIN_CPU` asks for, or the best.
@@ -67,12 +60,7 @@ impl Model {
     ) -> Result<Arc<Self>, EngineError> {
         let start = Instant::now();
         let source = ModelSource::open(path)?;
-        let backend: Box<dyn Backend> = match options.device {
-            DeviceChoice::Auto | DeviceChoice::Cpu => Box::new(match options.isa {
-                Some(isa) => CpuBackend::with_isa(options.threads, isa)?,
-                None => CpuBackend::new(options.threads)?,
-            }),
-        };
+        let backend = device::backend(options, source.config())?;
         // Building the tokenizer takes about as long as placing a small model's weights,
         // and neither needs the other.
         let (tokenizer, program) = std::thread::scope(|scope| {
@@ -80,9 +68,19 @@ impl Model {
             let (mut done, total) = (0, source.bytes());
             let program = source.forward(&mut |weight| {
                 let placed = backend.place(weight)?;
-                done += weight.bytes();
-                progress(done, total);
+                if backend.places_at_once() {
+                    done += weight.bytes();
+                    progress(done, total);
+                }
                 Ok(placed)
+            });
+            let program = program.map_err(EngineError::from).and_then(|program| {
+                let mut further = |bytes| {
+                    done += bytes;
+                    progress(done, total);
+                };
+                backend.load(&program, &mut further)?;
+                Ok(program)
             });
             let tokenizer = match tokenizer.join() {
                 Ok(tokenizer) => tokenizer,

@@ -1,5 +1,6 @@
 //! Sequences in flight: what goes into each step, and what comes out.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -141,6 +142,9 @@ pub struct Session {
     /// For each slot, the tokens whose keys and values the cache holds.
     cached: Vec<Vec<u32>>,
     batch: Vec<StepToken>,
+    /// Batches of the steps in flight, oldest first; of finished ones the memory, to be used again.
+    in_flight: VecDeque<Vec<StepToken>>,
+    spare: Vec<Vec<StepToken>>,
 }
 
 /// A request on its way.
@@ -151,7 +155,9 @@ struct Sequence<'a> {
     cached_tokens: usize,
     /// Prompt and answer.
     tokens: Vec<u32>,
-    /// How many of them are in the cache, or in the batch at hand.
+    /// Tokens that steps in flight will add to them.
+    pending: usize,
+    /// How many of them, pending ones included, are in the cache or in a step in flight.
     fed: usize,
     stream: TextStream,
     first_token: Option<Instant>,
@@ -167,8 +173,10 @@ impl Session {
     ) -> Self {
         let executor_options = options.executor();
         let cached = (0..options.max_sequences).map(|_| Vec::with_capacity(options.ctx)).collect();
-        let batch = Vec::with_capacity(executor_options.max_tokens);
-        Self { model, executor, options, cached, batch }
+        let batch = || Vec::with_capacity(executor_options.max_tokens);
+        let spare = (0..executor.max_in_flight()).map(|_| batch()).collect();
+        let in_flight = VecDeque::with_capacity(executor.max_in_flight());
+        Self { model, batch: batch(), executor, options, cached, in_flight, spare }
     }
 
     /// The model.
@@ -204,6 +212,7 @@ impl Session {
     /// Forgets what the KV cache holds.
     pub fn reset(&mut self) {
         self.cached.iter_mut().for_each(Vec::clear);
+        self.spare.extend(self.in_flight.drain(..));
     }
 
     /// Continues `prompt`, calling `on_text` with each piece of text as soon as it is
@@ -252,16 +261,20 @@ impl Session {
             for s in &mut sequences {
                 s.heed_cancel();
             }
-            if sequences.iter().all(|s| s.end.is_some()) {
-                break;
-            }
-            self.compose(&mut sequences);
-            if let Err(error) = self.step_batch(false) {
-                // What the cache holds is not known after a failed step.
+            if let Err(error) = self.advance(&mut sequences) {
+                // What the cache holds is not known after a failed step, nor what the steps after it did.
+                while !self.in_flight.is_empty() {
+                    // The first error is the one that says something.
+                    let _ = self.executor.finish();
+                    self.spare.extend(self.in_flight.pop_front());
+                }
                 self.reset();
                 return Err(error);
             }
-            self.distribute(&mut sequences, on_text);
+            let Some(step) = self.in_flight.pop_front() else { break };
+            self.remember(&step, &sequences);
+            self.distribute(&step, &mut sequences, on_text);
+            self.spare.push(step);
         }
         Ok(sequences.into_iter().map(|s| s.finish(start)).collect())
     }
@@ -298,6 +311,7 @@ impl Session {
             prompt_tokens: prompt.len(),
             cached_tokens,
             tokens,
+            pending: 0,
             fed: cached_tokens,
             stream,
             first_token: None,
@@ -306,28 +320,60 @@ impl Session {
         })
     }
 
+    /// Submits as many steps as the device takes ahead, and waits for the oldest.
+    fn advance(&mut self, sequences: &mut [Sequence<'_>]) -> Result<(), EngineError> {
+        while self.in_flight.len() < self.executor.max_in_flight() {
+            let Some(mut batch) = self.spare.pop() else { break };
+            self.compose(sequences, &mut batch);
+            if batch.is_empty() {
+                self.spare.push(batch);
+                break;
+            }
+            self.executor.submit(&Batch { tokens: &batch, logits: false })?;
+            self.in_flight.push_back(batch);
+        }
+        Ok(self.executor.finish()?)
+    }
+
     /// Fills the next batch: the latest token of every sequence that is generating, then as
-    /// much of the prompts as fits.
-    fn compose(&mut self, sequences: &mut [Sequence<'_>]) {
-        self.batch.clear();
+    /// much of the prompts as fits. A token that a step in flight is about to choose is taken where it is.
+    fn compose(&mut self, sequences: &mut [Sequence<'_>], batch: &mut Vec<StepToken>) {
+        batch.clear();
         let capacity = self.options.executor().max_tokens;
         for decoding in [true, false] {
-            for s in sequences.iter_mut().filter(|s| s.end.is_none()) {
-                if (s.tokens.len() - s.fed == 1) != decoding {
+            for s in sequences.iter_mut().filter(|s| s.goes_on(self.options.ctx)) {
+                let length = s.tokens.len() + s.pending;
+                if (length - s.fed == 1) != decoding {
                     continue;
                 }
-                let room = capacity - self.batch.len();
-                let count = (s.tokens.len() - s.fed).min(room);
+                let room = capacity - batch.len();
+                let count = (length - s.fed).min(room);
                 for i in s.fed..s.fed + count {
-                    self.batch.push(StepToken {
-                        id: s.tokens[i],
+                    let output = i + 1 == length;
+                    batch.push(StepToken {
+                        id: s.tokens.get(i).copied().unwrap_or(StepToken::SAMPLED),
                         sequence: s.slot as u32,
                         position: i as u32,
-                        output: i + 1 == s.tokens.len(),
+                        output,
                     });
+                    s.pending += usize::from(output);
                 }
                 s.fed += count;
             }
+        }
+    }
+
+    /// Notes what a finished step left in the cache.
+    fn remember(&mut self, step: &[StepToken], sequences: &[Sequence<'_>]) {
+        for token in step {
+            let known = || {
+                let of = sequences.iter().find(|s| s.slot == token.sequence as usize)?;
+                of.tokens.get(token.position as usize).copied()
+            };
+            let id = if token.id == StepToken::SAMPLED { known() } else { Some(token.id) };
+            let cached = &mut self.cached[token.sequence as usize];
+            cached.truncate(token.position as usize);
+            cached.extend(id);
         }
     }
 
@@ -341,20 +387,26 @@ impl Session {
         Ok(())
     }
 
-    /// Gives every sequence with an output in the last step its next token.
+    /// Gives every sequence with an output in a finished step its next token.
     fn distribute(
         &mut self,
+        step: &[StepToken],
         sequences: &mut [Sequence<'_>],
         on_text: &mut dyn FnMut(usize, &str) -> ControlFlow<()>,
     ) {
         let now = Instant::now();
-        let outputs = self.batch.iter().filter(|t| t.output);
+        let outputs = step.iter().filter(|t| t.output);
         for (step, &token) in outputs.zip(self.executor.sampled()) {
             let Some((index, s)) =
                 sequences.iter_mut().enumerate().find(|(_, s)| s.slot == step.sequence as usize)
             else {
                 continue;
             };
+            s.pending -= 1;
+            if s.end.is_some() {
+                // It ended while the device was a step ahead.
+                continue;
+            }
             if s.first_token.is_some() {
                 s.decode_bytes += self.executor.weight_bytes_per_token()
                     + self.executor.kv_bytes_per_token(step.position as usize);
@@ -440,6 +492,44 @@ impl Session {
         Ok(all)
     }
 
+    /// Runs `steps` steps of one token in slot 0, the first of which feeds `token` at position `start` and each other
+    /// what the one before it chose, and returns the chosen tokens. The device runs ahead of the host where it can:
+    /// the loop underneath [`generate`](Self::generate), for benchmarks.
+    ///
+    /// # Errors
+    /// If they do not fit the context, or the device fails.
+    pub fn decode(
+        &mut self,
+        token: u32,
+        start: usize,
+        steps: usize,
+    ) -> Result<Vec<u32>, EngineError> {
+        let context = self.options.ctx;
+        if start + steps > context {
+            return Err(EngineError::PromptTooLong { tokens: start + steps, context });
+        }
+        let ahead = self.executor.max_in_flight();
+        let mut chosen = Vec::with_capacity(steps);
+        let mut submitted = 0;
+        self.cached[0].clear();
+        while chosen.len() < steps {
+            while submitted < steps && submitted - chosen.len() < ahead {
+                let id = match submitted {
+                    0 => token,
+                    n if n == chosen.len() => chosen[n - 1],
+                    _ => StepToken::SAMPLED,
+                };
+                let position = (start + submitted) as u32;
+                let tokens = [StepToken { id, sequence: 0, position, output: true }];
+                self.executor.submit(&Batch { tokens: &tokens, logits: false })?;
+                submitted += 1;
+            }
+            self.executor.finish()?;
+            chosen.extend(self.executor.sampled().first());
+        }
+        Ok(chosen)
+    }
+
     /// Sets how [`feed`](Self::feed) samples.
     ///
     /// # Errors
@@ -476,6 +566,15 @@ impl Session {
 }
 
 impl Sequence<'_> {
+    /// Whether there is something to feed: it has not ended, and will not with what is on its way.
+    fn goes_on(&self, context: usize) -> bool {
+        let length = self.tokens.len() + self.pending;
+        let generated = length - self.prompt_tokens;
+        self.end.is_none()
+            && self.fed < length
+            && (self.pending == 0 || (generated < self.options.max_tokens && length <= context))
+    }
+
     /// Ends the sequence if somebody asked for it: also in the middle of a long prompt.
     fn heed_cancel(&mut self) {
         let cancelled = self.options.cancel.as_ref().is_some_and(|c| c.load(Ordering::Relaxed));

@@ -25,6 +25,7 @@ pub mod hazards;
 mod kernel_cache;
 #[cfg(all(feature = "metal", any(target_vendor = "apple", feature = "metal-double")))]
 pub mod metal;
+pub mod model;
 pub mod ops;
 
 pub use command::{Command, CommandList, Region};

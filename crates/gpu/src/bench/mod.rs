@@ -10,4 +10,4 @@ mod ceilings;
 mod timing;
 
 pub use cases::{BenchOptions, KernelResult, Selection, run};
-pub use ceilings::{Ceilings, measure as measure_ceilings};
+pub use ceilings::{Ceilings, backend_ceilings, measure as measure_ceilings, measure_multiply};

@@ -17,10 +17,10 @@ use crate::{Buffer, CommandList, Device, DeviceProperties, GpuError};
 pub struct FragmentWeights {
     layout: FragmentLayout,
     pub(super) parts: usize,
-    pub(super) codes: Buffer<u32>,
-    pub(super) scales: Option<Buffer<u8>>,
-    pub(super) mins: Option<Buffer<u8>>,
-    pub(super) supers: Option<Buffer<half::f16>>,
+    pub(crate) codes: Buffer<u32>,
+    pub(crate) scales: Option<Buffer<u8>>,
+    pub(crate) mins: Option<Buffer<u8>>,
+    pub(crate) supers: Option<Buffer<half::f16>>,
 }
 
 impl FragmentWeights {
@@ -236,6 +236,8 @@ impl GemmShape {
                 shape.stages -= 1;
             } else if shape.k_groups > 1 {
                 shape.k_groups /= 2;
+            } else if shape.wide && shape.staged {
+                shape.wide = false;
             } else if shape.row_groups > 1 {
                 shape.row_groups /= 2;
             } else {

@@ -59,7 +59,10 @@ pub fn settings_record(settings: &SamplingSettings) -> [u32; SETTINGS_WORDS] {
 /// What the steps of sampling leave for one another, for a number of output rows.
 #[derive(Debug)]
 pub struct SampleScratch {
+    /// Rows of an arg-max.
     outputs: usize,
+    /// Rows of sampling, which keeps a row of logits for each.
+    sampled: usize,
     vocabulary: usize,
     /// The logits after the softcap and the penalties, `[outputs, vocabulary]`.
     adjusted: Buffer<f32>,
@@ -79,26 +82,54 @@ impl SampleScratch {
     /// A vocabulary of none or more than [`MAX_VOCABULARY`]; no memory.
     #[track_caller]
     pub fn new(device: &dyn Device, outputs: usize, vocabulary: usize) -> Result<Self, GpuError> {
+        Self::with_rows(device, outputs, outputs, vocabulary)
+    }
+
+    /// Memory for the arg-max of up to `outputs` rows, of which up to `sampled` are sampled from.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    #[track_caller]
+    pub fn with_rows(
+        device: &dyn Device,
+        outputs: usize,
+        sampled: usize,
+        vocabulary: usize,
+    ) -> Result<Self, GpuError> {
         if vocabulary == 0 || vocabulary > MAX_VOCABULARY {
             return Err(refuse(
                 "sample",
                 format!("a vocabulary of {vocabulary}, expected 1 to {MAX_VOCABULARY}"),
             ));
         }
-        let blocks = outputs * vocabulary.div_ceil(BLOCK);
+        let outputs = outputs.max(sampled);
+        let blocks = vocabulary.div_ceil(BLOCK);
         let scratch = AccessPattern::DEVICE_ONLY;
         Ok(Self {
             outputs,
+            sampled,
             vocabulary,
-            adjusted: device.allocate("sample.adjusted", outputs * vocabulary, scratch)?,
-            maxima: device.allocate("sample.maxima", blocks, scratch)?,
-            indices: device.allocate("sample.indices", blocks, scratch)?,
-            masses: device.allocate("sample.masses", 2 * blocks, scratch)?,
-            histogram: device.allocate("sample.histogram", outputs * BINS, scratch)?,
-            counts: device.allocate("sample.counts", outputs, scratch)?,
-            keys: device.allocate("sample.keys", outputs * CAPACITY, scratch)?,
-            tokens: device.allocate("sample.candidates", outputs * CAPACITY, scratch)?,
+            adjusted: device.allocate("sample.adjusted", sampled * vocabulary, scratch)?,
+            maxima: device.allocate("sample.maxima", outputs * blocks, scratch)?,
+            indices: device.allocate("sample.indices", outputs * blocks, scratch)?,
+            masses: device.allocate("sample.masses", 2 * sampled * blocks, scratch)?,
+            histogram: device.allocate("sample.histogram", sampled * BINS, scratch)?,
+            counts: device.allocate("sample.counts", sampled, scratch)?,
+            keys: device.allocate("sample.keys", sampled * CAPACITY, scratch)?,
+            tokens: device.allocate("sample.candidates", sampled * CAPACITY, scratch)?,
         })
+    }
+
+    /// Bytes that [`with_rows`](Self::with_rows) takes.
+    pub fn bytes(outputs: usize, sampled: usize, vocabulary: usize) -> usize {
+        let blocks = vocabulary.div_ceil(BLOCK);
+        let row = 4 * vocabulary + 16 * blocks + 4 * BINS + 4 + 8 * CAPACITY;
+        sampled * row + 8 * outputs.max(sampled) * blocks
+    }
+
+    /// Bytes that it holds.
+    pub fn held_bytes(&self) -> u64 {
+        Self::bytes(self.outputs, self.sampled, self.vocabulary) as u64
     }
 
     fn blocks(&self) -> usize {
@@ -115,12 +146,9 @@ impl SampleScratch {
         }
     }
 
-    fn check_rows(&self, kernel: &str, rows: usize) -> Result<(), GpuError> {
-        if rows > self.outputs {
-            return Err(refuse(
-                kernel,
-                format!("{rows} output rows, expected at most {}", self.outputs),
-            ));
+    fn check_rows(kernel: &str, rows: usize, most: usize) -> Result<(), GpuError> {
+        if rows > most {
+            return Err(refuse(kernel, format!("{rows} output rows, expected at most {most}")));
         }
         Ok(())
     }
@@ -163,7 +191,7 @@ pub fn sample<T: Element>(
     scratch: &SampleScratch,
 ) -> Result<(), GpuError> {
     let kernel = "sample";
-    scratch.check_rows(kernel, rows)?;
+    SampleScratch::check_rows(kernel, rows, scratch.sampled)?;
     expect_len(kernel, "logits", io.logits.len(), rows * scratch.vocabulary)?;
     expect_len(kernel, "outputs", io.outputs.len(), 2 * rows)?;
     expect_len(kernel, "tokens", io.tokens.len(), rows)?;
@@ -265,7 +293,7 @@ pub fn arg_max<T: Element>(
 ) -> Result<(), GpuError> {
     let kernel = "arg_max";
     expect_len(kernel, "outputs", outputs.len(), 2 * rows)?;
-    scratch.check_rows(kernel, rows)?;
+    SampleScratch::check_rows(kernel, rows, scratch.outputs)?;
     expect_len(kernel, "logits", logits.len(), rows * scratch.vocabulary)?;
     expect_len(kernel, "tokens", tokens.len(), rows)?;
     let blocks = scratch.blocks() as u32;

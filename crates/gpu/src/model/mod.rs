@@ -1,0 +1,205 @@
+//! Models on a device: [`Backend`] written once over [`Device`].
+//!
+//! | module | reason |
+//! |---|---|
+//! | `weight` | what a file's tensors become: matrices that are used together lie together |
+//! | `place` | bringing them to the device, in slices, past the host's memory |
+//! | `plan` | a program's ops as steps over matrices, vectors and tensors |
+//! | `memory` | activations, KV caches, sampler state and what passes between host and device |
+//! | `encode` | a step as a command list |
+//! | `executor` | steps in flight |
+
+mod encode;
+mod executor;
+mod memory;
+mod place;
+mod plan;
+mod weight;
+
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use marlin_backend::{
+    Backend, BackendError, Ceilings, Executor, ExecutorOptions, Program, Weight, WeightSource,
+};
+use marlin_kernels::Element;
+use marlin_placement::{Direction, Ledger, Tally};
+
+use crate::{Device, GpuError};
+use executor::GpuExecutor;
+use plan::Plan;
+use weight::GpuWeight;
+
+/// What activations are kept as between ops; sums are f32 in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Activations {
+    /// Half precision: what tensor units multiply, and the most precise of their formats.
+    #[default]
+    F16,
+    /// As far as f32 reaches, with 8 bits: for models whose residuals outgrow 65504.
+    Bf16,
+    /// For comparisons: no tensor units, and twice the bytes.
+    F32,
+}
+
+/// An element type of activations.
+pub(crate) trait Activation: Element {
+    /// Its value.
+    fn to_f32(self) -> f32;
+}
+
+impl Activation for f16 {
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl Activation for bf16 {
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl Activation for f32 {
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+/// What the backend shares with its weights and executors.
+pub(crate) struct Shared {
+    pub(crate) device: Arc<dyn Device>,
+    pack: Tally,
+}
+
+impl Shared {
+    /// The device's error as a backend's.
+    pub(crate) fn error(&self, error: GpuError) -> BackendError {
+        let backend = self.device.properties().kind;
+        match error {
+            GpuError::OutOfMemory { label, needed, free, .. } => BackendError::DoesNotFit {
+                what: format!("\"{label}\""),
+                device: self.device.properties().name.clone(),
+                needed,
+                free,
+            },
+            other => BackendError::Device { backend, problem: other.to_string() },
+        }
+    }
+
+    /// The same for what was not done because it cannot be.
+    fn unsupported(&self, what: String) -> BackendError {
+        BackendError::Unsupported { backend: self.device.properties().kind, what }
+    }
+}
+
+/// Runs programs on a device.
+pub struct GpuBackend {
+    shared: Arc<Shared>,
+    activations: Activations,
+}
+
+impl GpuBackend {
+    /// A backend over `device`.
+    pub fn new(device: Arc<dyn Device>, activations: Activations) -> Self {
+        let pack = device
+            .ledger()
+            .copies(Direction::HostToHost, "order weights as kernels read them, slice by slice");
+        Self { shared: Arc::new(Shared { device, pack }), activations }
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.shared.device
+    }
+
+    /// The plan of `program`, with its weights on the device. `sessions` bytes are wanted beside them.
+    fn place_all(
+        &self,
+        program: &Program,
+        session: u64,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Plan, BackendError> {
+        let plan = Plan::new(&self.shared, program)?;
+        self.check_room(&plan, session)?;
+        plan.place(&self.shared, progress)?;
+        Ok(plan)
+    }
+
+    /// Refuses, before anything is begun, what the device has no room for.
+    fn check_room(&self, plan: &Plan, session: u64) -> Result<(), BackendError> {
+        let device = &self.shared.device;
+        let needed = plan.bytes_to_place()? + session;
+        let free = device.free_bytes().map_err(|e| self.shared.error(e))?;
+        if needed <= free {
+            return Ok(());
+        }
+        Err(BackendError::DoesNotFit {
+            what: match session {
+                0 => "the model's weights".to_owned(),
+                _ => "the model's weights with this session's KV cache and activations".to_owned(),
+            },
+            device: device.properties().name.clone(),
+            needed,
+            free,
+        })
+    }
+}
+
+impl Backend for GpuBackend {
+    fn name(&self) -> &'static str {
+        self.shared.device.properties().kind
+    }
+
+    fn description(&self) -> String {
+        let properties = self.shared.device.properties();
+        let activations = match self.activations {
+            Activations::F16 => "f16",
+            Activations::Bf16 => "bf16",
+            Activations::F32 => "f32",
+        };
+        format!("{} ({}), {activations} activations", properties.name, properties.architecture)
+    }
+
+    fn ledger(&self) -> &Arc<Ledger> {
+        self.shared.device.ledger()
+    }
+
+    fn place(&self, source: &WeightSource) -> Result<Weight, BackendError> {
+        Ok(Arc::new(GpuWeight::new(&self.shared, source)?))
+    }
+
+    fn places_at_once(&self) -> bool {
+        false
+    }
+
+    fn load(&self, program: &Program, progress: &mut dyn FnMut(u64)) -> Result<(), BackendError> {
+        self.place_all(program, 0, progress).map(drop)
+    }
+
+    fn compile(
+        &self,
+        program: Program,
+        options: &ExecutorOptions,
+    ) -> Result<Box<dyn Executor>, BackendError> {
+        fn executor<T: Activation>(
+            backend: &GpuBackend,
+            program: &Program,
+            options: &ExecutorOptions,
+        ) -> Result<Box<dyn Executor>, BackendError> {
+            let shared = &backend.shared;
+            let bytes = memory::bytes::<T>(shared, &Plan::new(shared, program)?, options)?;
+            let plan = backend.place_all(program, bytes, &mut |_| {})?;
+            Ok(Box::new(GpuExecutor::<T>::new(shared.clone(), plan, options.clone())?))
+        }
+        match self.activations {
+            Activations::F16 => executor::<f16>(self, &program, options),
+            Activations::Bf16 => executor::<bf16>(self, &program, options),
+            Activations::F32 => executor::<f32>(self, &program, options),
+        }
+    }
+
+    fn measure_ceilings(&self) -> Ceilings {
+        crate::bench::backend_ceilings(&*self.shared.device)
+    }
+}

@@ -1,0 +1,484 @@
+//! From a program's ops to steps over matrices, vectors and places in memory.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use marlin_backend::{
+    Activation, AttentionSpec, BackendError, CacheInfo, LinearPart, Norm, Op, Program, Rows,
+    Tensor, Weight, assign_slots,
+};
+use marlin_formats::fragment::FragmentLayout;
+
+use super::Shared;
+use super::place::{self, Union};
+use super::weight::GpuWeight;
+use crate::Buffer;
+use crate::ops::linear::FragmentWeights;
+
+/// A tensor's place: columns `first..first + width` of the rows of a slot, which are `stride` wide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) slot: usize,
+    pub(super) first: usize,
+    pub(super) width: usize,
+    pub(super) stride: usize,
+    pub(super) rows: Rows,
+}
+
+/// A norm whose weight is a vector of the plan.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NormStep {
+    pub(super) weight: usize,
+    pub(super) eps: f32,
+    pub(super) offset: f32,
+}
+
+/// One op, or what it was taken apart into. Numbers are indices in the plan.
+pub(super) enum Step {
+    Embed {
+        table: usize,
+        scale: f32,
+        out: Place,
+    },
+    Norm {
+        x: Place,
+        norm: NormStep,
+        out: Place,
+    },
+    AddNorm {
+        x: Place,
+        norm: NormStep,
+        residual: Place,
+    },
+    Linear {
+        x: Place,
+        matrix: usize,
+        bias: Option<usize>,
+        gated: Option<Activation>,
+        accumulate: bool,
+        out: Place,
+    },
+    /// Gate and up of different formats, multiplied apart.
+    GateUp {
+        gate_up: Place,
+        activation: Activation,
+        out: Place,
+    },
+    Attention(Box<AttentionStep>),
+    Select {
+        x: Place,
+        out: Place,
+    },
+}
+
+/// An attention op.
+pub(super) struct AttentionStep {
+    pub(super) q: Place,
+    pub(super) k: Place,
+    pub(super) v: Place,
+    pub(super) out: Place,
+    pub(super) cache: usize,
+    pub(super) spec: AttentionSpec,
+    pub(super) q_norm: Option<NormStep>,
+    pub(super) k_norm: Option<NormStep>,
+    /// Table of inverse frequencies.
+    pub(super) frequencies: usize,
+}
+
+/// A matrix to be, of one or several weights.
+struct MatrixSpec {
+    weights: Vec<Weight>,
+    layout: (FragmentLayout, usize),
+    ids: Vec<u64>,
+    placed: Mutex<Option<Arc<FragmentWeights>>>,
+}
+
+/// A vector to be: weights one after the other, with zeros where there is none.
+struct VectorSpec {
+    parts: Vec<(Option<Weight>, usize)>,
+    placed: Mutex<Option<Arc<Buffer<f32>>>>,
+}
+
+/// Memory that tensors take turns in.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Slot {
+    /// What its first tensor is called.
+    pub(super) name: &'static str,
+    /// The shapes of its tensors: elements of a row, and how many rows.
+    pub(super) shapes: Vec<(usize, Rows)>,
+}
+
+/// A program, taken apart.
+pub(super) struct Plan {
+    pub(super) steps: Vec<Step>,
+    matrices: Vec<MatrixSpec>,
+    vectors: Vec<VectorSpec>,
+    /// Distinct tables of rotary frequencies.
+    pub(super) frequencies: Vec<Arc<[f32]>>,
+    pub(super) slots: Vec<Slot>,
+    pub(super) caches: Vec<CacheInfo>,
+    pub(super) logits: Place,
+    pub(super) softcap: Option<f32>,
+    /// Token ids are below it.
+    pub(super) vocabulary: usize,
+    /// Bytes in the file of what a step with one token reads.
+    pub(super) weight_bytes: u64,
+    /// Of the matrices, for one token, without the output head.
+    pub(super) multiply_adds: u64,
+}
+
+impl Plan {
+    pub(super) fn new(shared: &Arc<Shared>, program: &Program) -> Result<Self, BackendError> {
+        let mut apart = vec![false; program.ops.len()];
+        for (apart, op) in apart.iter_mut().zip(&program.ops) {
+            if let Op::GatedLinear { gate, up, .. } = op {
+                let weights = [gate.clone(), up.clone()];
+                *apart = place::layout_of(shared, &weights, Union::Gated)?.is_none();
+            }
+        }
+        let places = Places::new(program, &apart);
+        let mut builder = Builder {
+            shared,
+            program,
+            places: places.tensors,
+            gate_up: places.gate_up,
+            plan: Self {
+                steps: Vec::new(),
+                matrices: Vec::new(),
+                vectors: Vec::new(),
+                frequencies: Vec::new(),
+                slots: places.slots,
+                caches: program.caches.clone(),
+                logits: places.logits,
+                softcap: program.logit_softcap,
+                vocabulary: program.tensors[program.logits.index()].width,
+                weight_bytes: 0,
+                multiply_adds: 0,
+            },
+        };
+        for (index, op) in program.ops.iter().enumerate() {
+            builder.op(index, op)?;
+        }
+        Ok(builder.plan)
+    }
+
+    /// Brings every weight to the device that is not there.
+    pub(super) fn place(
+        &self,
+        shared: &Arc<Shared>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(), BackendError> {
+        for spec in &self.vectors {
+            let vector = place::vector(shared, &spec.parts, progress)?;
+            *spec.placed.lock().unwrap_or_else(PoisonError::into_inner) = Some(vector);
+        }
+        for spec in &self.matrices {
+            let matrix = place::matrix(shared, &spec.weights, spec.layout, progress)?;
+            *spec.placed.lock().unwrap_or_else(PoisonError::into_inner) = Some(matrix);
+        }
+        Ok(())
+    }
+
+    /// Bytes of device memory of the weights that are not there yet.
+    pub(super) fn bytes_to_place(&self) -> Result<u64, BackendError> {
+        let mut bytes = 0;
+        for spec in &self.matrices {
+            let there = spec
+                .weights
+                .first()
+                .and_then(|w| w.as_any().downcast_ref::<GpuWeight>())
+                .and_then(|first| first.placed_matrix(&spec.ids));
+            if there.is_none() {
+                let (layout, parts) = &spec.layout;
+                bytes += (layout.bytes() * parts) as u64;
+            }
+        }
+        let vectors: usize = self.vectors.iter().flat_map(|v| &v.parts).map(|(_, len)| len).sum();
+        Ok(bytes + 4 * vectors as u64)
+    }
+
+    /// Matrix `index`, which is on the device.
+    pub(super) fn matrix(&self, index: usize) -> Arc<FragmentWeights> {
+        let spec = &self.matrices[index];
+        let placed = spec.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        placed.clone().unwrap_or_else(|| unreachable!("a plan is placed before it is encoded"))
+    }
+
+    /// Vector `index`, which is on the device.
+    pub(super) fn vector(&self, index: usize) -> Arc<Buffer<f32>> {
+        let spec = &self.vectors[index];
+        let placed = spec.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        placed.clone().unwrap_or_else(|| unreachable!("a plan is placed before it is encoded"))
+    }
+}
+
+/// Where tensors are.
+struct Places {
+    tensors: Vec<Place>,
+    /// For each op that multiplies gate and up apart, where both are.
+    gate_up: Vec<Option<Place>>,
+    slots: Vec<Slot>,
+    logits: Place,
+}
+
+impl Places {
+    /// Tensors that are alive together have different slots. Queries, keys and values of one product share one: columns
+    /// of the same rows. Gate and up need room only in ops that multiply them `apart`.
+    fn new(program: &Program, apart: &[bool]) -> Self {
+        let lifetimes = program.lifetimes();
+        let count = program.tensors.len();
+        // Each tensor's leader, and its first column among the leader's.
+        let mut leader: Vec<(usize, usize)> = (0..count).map(|t| (t, 0)).collect();
+        let mut widths: Vec<usize> = program.tensors.iter().map(|t| t.width).collect();
+        let mut lives: Vec<Range<usize>> = lifetimes.clone();
+        for op in &program.ops {
+            let Op::Attention { q, k, v, .. } = op else { continue };
+            let members = [q.index(), k.index(), v.index()];
+            let of_one_product = program.ops.iter().any(|op| match op {
+                Op::Linear { parts, .. } => {
+                    parts.iter().map(|p| p.out.index()).eq(members) && !parts[0].accumulate
+                }
+                _ => false,
+            });
+            if of_one_product {
+                let mut first = 0;
+                for member in members {
+                    leader[member] = (members[0], first);
+                    first += program.tensors[member].width;
+                    lives[members[0]].start = lives[members[0]].start.min(lifetimes[member].start);
+                    lives[members[0]].end = lives[members[0]].end.max(lifetimes[member].end);
+                }
+                widths[members[0]] = first;
+            }
+        }
+        // Where every token is an output, the selection's result is its input.
+        for op in &program.ops {
+            if let Op::SelectOutputs { x, out } = op {
+                let end = lives[leader[out.index()].0].end;
+                let life = &mut lives[leader[x.index()].0];
+                life.end = life.end.max(end);
+            }
+        }
+        // Tensors with memory of their own, then gate and up of each gated product.
+        let owners: Vec<usize> = (0..count).filter(|&t| leader[t].0 == t).collect();
+        let gated: Vec<usize> = (0..program.ops.len()).filter(|&i| apart[i]).collect();
+        let mut spans: Vec<Range<usize>> = owners.iter().map(|&t| lives[t].clone()).collect();
+        spans.extend(gated.iter().map(|&i| i..i + 1));
+        let assigned = assign_slots(&spans);
+        let mut slots = vec![Slot::default(); assigned.iter().max().map_or(0, |m| m + 1)];
+        let mut tensors = vec![None; count];
+        let mut take = |slot: usize, name, width: usize, rows: Rows| {
+            let entry: &mut Slot = &mut slots[slot];
+            if entry.shapes.is_empty() {
+                entry.name = name;
+            }
+            if !entry.shapes.contains(&(width, rows)) {
+                entry.shapes.push((width, rows));
+            }
+        };
+        for (&owner, &slot) in owners.iter().zip(&assigned) {
+            let info = &program.tensors[owner];
+            take(slot, info.name, widths[owner], info.rows);
+            tensors[owner] = Some(slot);
+        }
+        let mut gate_up = vec![None; program.ops.len()];
+        for (&op, &slot) in gated.iter().zip(&assigned[owners.len()..]) {
+            if let Op::GatedLinear { out, .. } = &program.ops[op] {
+                let info = &program.tensors[out.index()];
+                let width = 2 * info.width;
+                take(slot, "gate and up", width, info.rows);
+                gate_up[op] = Some(Place { slot, first: 0, width, stride: width, rows: info.rows });
+            }
+        }
+        let place = |t: usize| {
+            let (owner, first) = leader[t];
+            let info = &program.tensors[t];
+            let slot = tensors[owner].unwrap_or(0);
+            Place { slot, first, width: info.width, stride: widths[owner], rows: info.rows }
+        };
+        let logits = place(program.logits.index());
+        let places = (0..count).map(place).collect();
+        Self { tensors: places, gate_up, slots, logits }
+    }
+}
+
+struct Builder<'a> {
+    shared: &'a Arc<Shared>,
+    program: &'a Program,
+    places: Vec<Place>,
+    gate_up: Vec<Option<Place>>,
+    plan: Plan,
+}
+
+impl Builder<'_> {
+    fn at(&self, tensor: Tensor) -> Place {
+        self.places[tensor.index()]
+    }
+
+    fn op(&mut self, index: usize, op: &Op) -> Result<(), BackendError> {
+        let step = match op {
+            Op::Embed { table, scale, out } => {
+                // One row of the table.
+                self.plan.weight_bytes += table.file_bytes() / table.rows().max(1) as u64;
+                self.plan.vocabulary = self.plan.vocabulary.min(table.rows());
+                let Some(table) = self.matrix(std::slice::from_ref(table), Union::Stacked)? else {
+                    return Ok(());
+                };
+                Step::Embed { table, scale: *scale, out: self.at(*out) }
+            }
+            Op::RmsNorm { x, norm, out } => {
+                let norm = self.norm(norm)?;
+                Step::Norm { x: self.at(*x), norm, out: self.at(*out) }
+            }
+            Op::AddRmsNorm { x, norm, residual } => {
+                let norm = self.norm(norm)?;
+                Step::AddNorm { x: self.at(*x), norm, residual: self.at(*residual) }
+            }
+            Op::Linear { x, parts } => return self.linear(*x, parts),
+            Op::GatedLinear { x, gate, up, activation, out } => {
+                return self.gated(index, *x, [gate, up], *activation, *out);
+            }
+            Op::Attention { q, k, v, out, cache, spec } => {
+                let [q_norm, k_norm] = [&spec.q_norm, &spec.k_norm]
+                    .map(|norm| norm.as_ref().map(|n| self.norm(n)).transpose());
+                Step::Attention(Box::new(AttentionStep {
+                    q: self.at(*q),
+                    k: self.at(*k),
+                    v: self.at(*v),
+                    out: self.at(*out),
+                    cache: cache.index(),
+                    q_norm: q_norm?,
+                    k_norm: k_norm?,
+                    frequencies: self.frequencies(spec),
+                    spec: (**spec).clone(),
+                }))
+            }
+            Op::SelectOutputs { x, out } => Step::Select { x: self.at(*x), out: self.at(*out) },
+        };
+        self.plan.steps.push(step);
+        Ok(())
+    }
+
+    /// Parts that lie side by side in one tensor are one matrix where their formats allow.
+    fn linear(&mut self, x: Tensor, parts: &[LinearPart]) -> Result<(), BackendError> {
+        let is_head = parts.iter().any(|p| p.out == self.program.logits);
+        let mut rest = parts;
+        while !rest.is_empty() {
+            let beside = |a: &LinearPart, b: &LinearPart| {
+                let (a, b) = (self.at(a.out), self.at(b.out));
+                a.slot == b.slot && a.stride == b.stride && a.first + a.width == b.first
+            };
+            let neighbours = 1 + rest.windows(2).take_while(|w| beside(&w[0], &w[1])).count();
+            let mut taken = None;
+            for count in (1..=neighbours).rev() {
+                let weights: Vec<Weight> = rest[..count].iter().map(|p| p.weight.clone()).collect();
+                if let Some(matrix) = self.matrix(&weights, Union::Stacked)? {
+                    taken = Some((count, matrix));
+                    break;
+                }
+            }
+            let Some((count, matrix)) = taken else {
+                return Err(self.shared.unsupported("a product with no matrix".to_owned()));
+            };
+            let (now, later) = rest.split_at(count);
+            let biased = now.iter().any(|p| p.bias.is_some());
+            let bias = biased.then(|| {
+                self.vector(now.iter().map(|p| (p.bias.clone(), p.weight.rows())).collect())
+            });
+            let out = self.at(now[0].out);
+            let width = now.iter().map(|p| p.weight.rows()).sum();
+            for part in now {
+                self.count(&part.weight, is_head);
+            }
+            self.plan.steps.push(Step::Linear {
+                x: self.at(x),
+                matrix,
+                bias,
+                gated: None,
+                accumulate: now[0].accumulate,
+                out: Place { width, ..out },
+            });
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn gated(
+        &mut self,
+        index: usize,
+        x: Tensor,
+        weights: [&Weight; 2],
+        activation: Activation,
+        out: Tensor,
+    ) -> Result<(), BackendError> {
+        let (x, out) = (self.at(x), self.at(out));
+        for weight in weights {
+            self.count(weight, false);
+        }
+        if let Some(matrix) = self.matrix(&weights.map(Weight::clone), Union::Gated)? {
+            let gated = Some(activation);
+            let step = Step::Linear { x, matrix, bias: None, gated, accumulate: false, out };
+            self.plan.steps.push(step);
+            return Ok(());
+        }
+        let Some(gate_up) = self.gate_up[index] else {
+            return Err(self.shared.unsupported("a gate with no room".to_owned()));
+        };
+        for (i, weight) in weights.into_iter().enumerate() {
+            let alone = std::slice::from_ref(weight);
+            let Some(matrix) = self.matrix(alone, Union::Stacked)? else { continue };
+            let width = gate_up.width / 2;
+            let out = Place { first: i * width, width, ..gate_up };
+            let step = Step::Linear { x, matrix, bias: None, gated: None, accumulate: false, out };
+            self.plan.steps.push(step);
+        }
+        self.plan.steps.push(Step::GateUp { gate_up, activation, out });
+        Ok(())
+    }
+
+    /// The bytes and multiply-adds of a matrix.
+    fn count(&mut self, weight: &Weight, is_head: bool) {
+        self.plan.weight_bytes += weight.file_bytes();
+        if !is_head {
+            self.plan.multiply_adds += (weight.rows() * weight.cols()) as u64;
+        }
+    }
+
+    /// The matrix that `weights` are, if they can be one.
+    fn matrix(&mut self, weights: &[Weight], union: Union) -> Result<Option<usize>, BackendError> {
+        let Some(layout) = place::layout_of(self.shared, weights, union)? else { return Ok(None) };
+        let ids: Vec<u64> = weights
+            .iter()
+            .map(|w| Ok(GpuWeight::of(w, self.shared)?.id))
+            .collect::<Result<_, BackendError>>()?;
+        let known = self.plan.matrices.iter().position(|spec| spec.ids == ids);
+        Ok(Some(known.unwrap_or_else(|| {
+            let (weights, placed) = (weights.to_vec(), Mutex::default());
+            self.plan.matrices.push(MatrixSpec { weights, layout, ids, placed });
+            self.plan.matrices.len() - 1
+        })))
+    }
+
+    fn vector(&mut self, parts: Vec<(Option<Weight>, usize)>) -> usize {
+        self.plan.vectors.push(VectorSpec { parts, placed: Mutex::default() });
+        self.plan.vectors.len() - 1
+    }
+
+    fn norm(&mut self, norm: &Norm) -> Result<NormStep, BackendError> {
+        GpuWeight::of(&norm.weight, self.shared)?;
+        let len = norm.weight.rows() * norm.weight.cols();
+        let weight = self.vector(vec![(Some(norm.weight.clone()), len)]);
+        Ok(NormStep { weight, eps: norm.eps, offset: norm.offset })
+    }
+
+    /// The table of `spec`'s rotary embedding; without one, a table of nothing.
+    fn frequencies(&mut self, spec: &AttentionSpec) -> usize {
+        let wanted: Arc<[f32]> =
+            spec.rope.as_ref().map_or_else(|| Arc::from([]), |r| r.inverse_frequencies.clone());
+        let known = self.plan.frequencies.iter().position(|table| *table == wanted);
+        known.unwrap_or_else(|| {
+            self.plan.frequencies.push(wanted);
+            self.plan.frequencies.len() - 1
+        })
+    }
+}
