@@ -4,8 +4,9 @@
 //! pass. [`Model::session`] makes everything that running needs, once; after that a
 //! decode step allocates nothing. [`Session::generate`] continues one prompt and
 //! [`Session::generate_batch`] several at once: each step takes whatever every sequence has
-//! to offer, a chunk of its prompt or its latest token.
+//! to offer, a chunk of its prompt or its latest token. [`Session::audit`] says what it all cost.
 
+mod audit;
 mod device;
 mod error;
 mod model;
@@ -16,5 +17,6 @@ pub use device::{Activations, DeviceChoice};
 pub use error::EngineError;
 pub use marlin_backend::{Ceilings, KvFormat, SamplingSettings};
 pub use marlin_cpu::Isa;
+pub use marlin_placement::audit::{Budget, RunAudit};
 pub use model::{Model, ModelOptions, Progress};
 pub use session::{GenerateOptions, Generated, Request, Session, SessionOptions, StopReason};

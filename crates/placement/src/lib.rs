@@ -10,6 +10,9 @@
 //! * [`Ledger`] counts allocations, copies, submissions, waits and dispatches by [`Phase`] and call
 //!   site, knows which kernels touch which buffer, and can record one decode step event by event.
 //!
+//! With the feature `audit`, `audit` works out from a ledger's report what a person would who audits the
+//! code: buffers whose modes do not fit their use, copies that need not be.
+//!
 //! ```
 //! use marlin_placement::{AccessPattern, Device, DeviceAccess, HostAccess, StorageMode, policy};
 //!
@@ -23,6 +26,8 @@
 //! ```
 
 mod access;
+#[cfg(feature = "audit")]
+pub mod audit;
 mod ledger;
 mod policy;
 mod storage;
