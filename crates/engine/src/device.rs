@@ -42,12 +42,21 @@ impl Activations {
     }
 }
 
-/// Makes the backend that `options` ask for.
+/// Makes the backend that `options` ask for, for a model of this configuration.
 pub(crate) fn backend(
     options: &ModelOptions,
     config: &Config,
 ) -> Result<Box<dyn Backend>, EngineError> {
     let activations = options.activations.unwrap_or_else(|| Activations::suiting(config));
+    open_device(&ModelOptions { activations: Some(activations), ..options.clone() })
+}
+
+/// Makes the backend that `options` ask for: for those who bring a program of their own.
+///
+/// # Errors
+/// If there is no such device, or it cannot be used.
+pub fn open_device(options: &ModelOptions) -> Result<Box<dyn Backend>, EngineError> {
+    let activations = options.activations.unwrap_or_default();
     match options.device {
         DeviceChoice::Auto => match gpu::best(activations) {
             Some(gpu) => Ok(gpu),

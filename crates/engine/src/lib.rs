@@ -13,7 +13,7 @@ mod model;
 mod session;
 mod stream;
 
-pub use device::{Activations, DeviceChoice};
+pub use device::{Activations, DeviceChoice, open_device};
 pub use error::EngineError;
 pub use marlin_backend::{Ceilings, KvFormat, SamplingSettings};
 pub use marlin_cpu::Isa;

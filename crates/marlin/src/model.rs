@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use metal_marlin::pull::{ModelReference, Puller, Settings, default_model};
-use metal_marlin::{DeviceChoice, KvFormat, Model, Session, SessionOptions};
+use metal_marlin::{KvFormat, Model, Session, SessionOptions};
 
 use crate::error::CliError;
-use crate::options::{ContextOptions, Device, ModelOptions};
+use crate::options::{ContextOptions, ModelOptions};
 use crate::output::note;
 use crate::progress_bar::{DownloadBar, LoadBar};
 
@@ -48,12 +48,12 @@ pub(crate) fn resolve(name: Option<&str>) -> Result<PathBuf, CliError> {
 /// Fetches the model if need be, and loads it with a progress bar.
 pub(crate) fn load(options: &ModelOptions) -> Result<Arc<Model>, CliError> {
     let path = resolve(options.model.as_deref())?;
-    let device = match options.device {
-        Device::Auto => DeviceChoice::Auto,
-        Device::Cpu => DeviceChoice::Cpu,
+    let engine_options = metal_marlin::ModelOptions {
+        device: options.device.into(),
+        activations: options.activations.map(Into::into),
+        threads: options.threads,
+        ..Default::default()
     };
-    let engine_options =
-        metal_marlin::ModelOptions { device, threads: options.threads, ..Default::default() };
     let mut bar = LoadBar::new(&path);
     Ok(Model::load_with_progress(&path, &engine_options, &mut |done, total| bar.show(done, total))?)
 }

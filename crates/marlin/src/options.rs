@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 
 use clap::ValueEnum;
 use marlin_backend::{KvFormat, SamplingSettings};
+use metal_marlin::DeviceChoice;
 
 use crate::model::{self, MODEL_HELP};
 
@@ -26,7 +27,11 @@ pub(crate) struct ModelOptions {
     #[arg(long, value_enum, default_value_t = Device::Auto)]
     pub(crate) device: Device,
 
-    /// Threads [default: one per core]
+    /// What activations are kept as on a GPU [default: what suits the model]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) activations: Option<Activations>,
+
+    /// Threads of the processor [default: one per core]
     #[arg(short, long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
 }
@@ -38,6 +43,46 @@ pub(crate) enum Device {
     Auto,
     /// The processor
     Cpu,
+    /// The first NVIDIA GPU
+    Cuda,
+    /// The Mac's GPU
+    Metal,
+    /// GPU kernels on the processor: strict, slow, for tests
+    Emulated,
+}
+
+impl From<Device> for DeviceChoice {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => Self::Auto,
+            Device::Cpu => Self::Cpu,
+            Device::Cuda => Self::Cuda(0),
+            Device::Metal => Self::Metal(0),
+            Device::Emulated => Self::Emulated,
+        }
+    }
+}
+
+/// What activations are kept as on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "lower")]
+pub(crate) enum Activations {
+    #[value(help = "half precision")]
+    F16,
+    #[value(help = "f32's range with 8 bits")]
+    Bf16,
+    #[value(help = "single precision: slow, for comparisons")]
+    F32,
+}
+
+impl From<Activations> for metal_marlin::Activations {
+    fn from(activations: Activations) -> Self {
+        match activations {
+            Activations::F16 => Self::F16,
+            Activations::Bf16 => Self::Bf16,
+            Activations::F32 => Self::F32,
+        }
+    }
 }
 
 /// Room for the conversation.

@@ -1,6 +1,7 @@
 //! `marlin bench`: how fast a model runs here, and how fast it could.
 
 mod kernels;
+mod shape;
 
 use std::num::NonZeroUsize;
 
@@ -67,6 +68,7 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand)]
 enum Part {
     Kernels(kernels::Args),
+    Shape(shape::Args),
 }
 
 /// The result for scripts. Speeds are medians.
@@ -91,8 +93,10 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), CliError> {
-    if let Some(Part::Kernels(args)) = &args.part {
-        return kernels::run(args);
+    match &args.part {
+        Some(Part::Kernels(args)) => return kernels::run(args),
+        Some(Part::Shape(args)) => return shape::run(args),
+        None => {}
     }
     if args.prompt == 0 && args.decode == 0 {
         return Err(CliError::Usage("nothing to measure: -p and -n are both 0".to_owned()));

@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
     }
     for gpu in &gpus.devices {
         text += &format!(
-            "{}  {} ({}, {} units, {:.1} GB): kernels only, no models yet\n",
+            "{}  {} ({}, {} units, {:.1} GB)\n",
             gpu.name,
             gpu.description,
             gpu.architecture,
