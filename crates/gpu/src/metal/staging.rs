@@ -76,10 +76,10 @@ impl<A: Api> Staging<A> {
     /// Waits for a slot's blits.
     fn settle(&mut self, slot: usize) -> Result<(), GpuError> {
         let under_way = std::mem::take(&mut self.slots[slot].under_way);
-        under_way.iter().try_for_each(|command_buffer| {
+        for command_buffer in &under_way {
             command_buffer.wait();
-            check(command_buffer)
-        })
+        }
+        under_way.iter().try_for_each(check)
     }
 
     /// Copies `bytes` to private memory of `capacity` bytes, after everything that was submitted. Returns when they may
@@ -138,7 +138,6 @@ impl<A: Api> Staging<A> {
                 encoder.copy(from, copy.from.start, &copy.to, copy.offset, copy.from.len());
             }
         })?;
-        slot.under_way.retain(|earlier| earlier.status() == Status::Pending);
         slot.under_way.push(command_buffer);
         Ok(())
     }
@@ -171,18 +170,11 @@ impl<A: Api> Staging<A> {
         Ok(())
     }
 
-    /// The error of an upload that failed since it was last asked for, if there is one.
+    /// The error of an upload that failed since it was last asked for, if there is one; waits for those under way.
     pub(super) fn take_failure(&mut self) -> Result<(), GpuError> {
         let mut result = Ok(());
-        for slot in &mut self.slots {
-            slot.under_way.retain(|command_buffer| {
-                let outcome = check(command_buffer);
-                let pending = command_buffer.status() == Status::Pending;
-                if result.is_ok() {
-                    result = outcome;
-                }
-                pending
-            });
+        for slot in 0..self.slots.len() {
+            result = result.and(self.settle(slot));
         }
         result
     }
