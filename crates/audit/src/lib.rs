@@ -1,5 +1,5 @@
 //! Audits the source of Metal host code: which storage mode every buffer has and should have, and
-//! which copies are made.
+//! which copies are made. And shows the audit of a run of this project's own ([`run`]).
 //!
 //! Python (PyObjC, PyTorch, numpy, MLX), Rust (objc2-metal, metal-rs, candle, wgpu), Objective-C,
 //! Objective-C++, C++ (metal-cpp), Swift and Metal shaders are parsed with tree-sitter and lowered to
@@ -33,6 +33,7 @@ pub mod msl;
 mod purpose;
 pub mod report;
 pub mod rules;
+pub mod run;
 pub mod source;
 
 #[cfg(feature = "cli")]

@@ -176,7 +176,8 @@ fn buffers(report: &Report, out: &mut String) {
     out.push_str("</tbody></table>");
 }
 
-fn escape(text: &str) -> String {
+/// Text as it may stand in an element or a quoted attribute.
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::rules::{Code, Severity};
 
+pub(crate) use html::escape;
 pub use html::html;
 pub use json::json;
 pub use markdown::markdown;

@@ -22,7 +22,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Device, LedgerReport, StorageMode};
 
-pub use budget::{Budget, BudgetLine, CopyLimits, Limit, LoadBudget, LoadCopyLimits, Spent, StepBudget};
+pub use budget::{
+    Budget, BudgetLine, CopyLimits, Limit, LoadBudget, LoadCopyLimits, Spent, StepBudget,
+};
 pub use buffers::{AccessRow, BufferRow};
 pub use category::Category;
 pub use copies::{CopyKind, CopyRow, EventKind, EventRow};
