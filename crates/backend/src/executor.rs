@@ -42,6 +42,23 @@ pub struct Ceilings {
     pub multiply_adds_per_s: f64,
 }
 
+/// A product that was tuned.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TunedProduct {
+    /// Output features; of each of gate and up, where it is both.
+    pub rows: usize,
+    /// Input features.
+    pub columns: usize,
+    /// Whether it is gate and up.
+    pub gated: bool,
+    /// Tokens.
+    pub tokens: usize,
+    /// Microseconds before.
+    pub default_us: f64,
+    /// Microseconds now.
+    pub tuned_us: f64,
+}
+
 /// A device that holds weights and runs programs.
 pub trait Backend: Send + Sync {
     /// A short name: `cpu`, `cuda`, …
@@ -84,6 +101,22 @@ pub trait Backend: Send + Sync {
         program: Program,
         options: &ExecutorOptions,
     ) -> Result<Box<dyn Executor>, BackendError>;
+
+    /// Measures how the products of `program` with each of `tokens` tokens are divided best, and keeps that for later
+    /// runs; what is known is measured only `again`. `progress` gets how many products are done, and of how many. A
+    /// backend that has nothing to choose returns nothing.
+    ///
+    /// # Errors
+    /// If memory is short, the device fails, or the result cannot be kept.
+    fn tune(
+        &self,
+        _program: &Program,
+        _tokens: &[usize],
+        _again: bool,
+        _progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<TunedProduct>, BackendError> {
+        Ok(Vec::new())
+    }
 
     /// Measures the device's ceilings; takes about a second.
     fn measure_ceilings(&self) -> Ceilings;

@@ -23,7 +23,7 @@ mod weight;
 pub use batch::{Batch, StepToken};
 pub use bytes::{HostBytes, HostOwner};
 pub use error::BackendError;
-pub use executor::{Backend, Ceilings, Executor, ExecutorOptions, KvFormat};
+pub use executor::{Backend, Ceilings, Executor, ExecutorOptions, KvFormat, TunedProduct};
 pub use liveness::assign_slots;
 pub use philox::{philox4x32, uniform};
 pub use program::{

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use marlin_backend::{Backend, Ceilings, Program};
+use marlin_backend::{Backend, Ceilings, Program, TunedProduct};
 use marlin_cpu::Isa;
 use marlin_models::{ChatTemplate, Config, Message, ModelSource, Tokenizer};
 use marlin_placement::{Ledger, Phase};
@@ -160,6 +160,20 @@ impl Model {
     /// How long loading took.
     pub fn load_time(&self) -> Duration {
         self.load_time
+    }
+
+    /// Measures how this model's products with each of `tokens` tokens are divided best on its device, and keeps that
+    /// for later runs; see [`Backend::tune`].
+    ///
+    /// # Errors
+    /// If memory is short, the device fails, or the result cannot be kept.
+    pub fn tune(
+        &self,
+        tokens: &[usize],
+        again: bool,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<TunedProduct>, EngineError> {
+        Ok(self.backend.tune(&self.program, tokens, again, progress)?)
     }
 
     /// Measures what the device can do at most; takes about a second.

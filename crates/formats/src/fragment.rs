@@ -387,18 +387,25 @@ impl FragmentLayout {
 
     /// Puts the codes of row `r` of a row block into its blocks.
     fn pack_words(&self, r: usize, codes: &mut [u8], code: impl Fn(usize) -> u32) {
-        for k in 0..self.cols {
-            let block = &mut codes[k / BLOCK_COLS * self.block_bytes()..][..self.block_bytes()];
-            let value = code(k);
-            let (mut plane, mut shift) = (0, 0);
+        for (b, block) in codes.chunks_exact_mut(self.block_bytes()).enumerate() {
+            let first = b * BLOCK_COLS;
+            let mut values = [0; BLOCK_COLS];
+            for (k, value) in values.iter_mut().enumerate().take(self.cols - first) {
+                *value = code(first + k);
+            }
+            let (mut rest, mut shift) = (block, 0);
             for &width in planes(self.code.bits()) {
-                let mask = if width == 32 { u32::MAX } else { (1 << width) - 1 };
-                let (at, bit) = place(width, r, k % BLOCK_COLS);
-                let bytes = &mut block[plane + at..][..4];
-                let word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-                let word = word | ((value >> shift) & mask) << bit;
-                bytes.copy_from_slice(&word.to_le_bytes());
-                plane += BLOCK_ROWS * BLOCK_COLS / 8 * width as usize;
+                let (plane, after) =
+                    rest.split_at_mut(BLOCK_ROWS * BLOCK_COLS / 8 * width as usize);
+                match width {
+                    1 => pack_plane::<1>(r, &values, shift, plane),
+                    2 => pack_plane::<2>(r, &values, shift, plane),
+                    4 => pack_plane::<4>(r, &values, shift, plane),
+                    8 => pack_plane::<8>(r, &values, shift, plane),
+                    16 => pack_plane::<16>(r, &values, shift, plane),
+                    _ => pack_plane::<32>(r, &values, shift, plane),
+                }
+                rest = after;
                 shift += width;
             }
         }
@@ -514,24 +521,45 @@ fn planes(bits: usize) -> &'static [u32] {
     }
 }
 
-/// Byte of the 32-bit word within its plane of a block, and the bit in it, of row `r` and column `k` of the block.
-fn place(width: u32, r: usize, k: usize) -> (usize, u32) {
-    let slot = 4 * (r % 8) + k % 16 / 4;
-    let j = k / 16 * 4 + k % 4;
-    let (h, p, odd) = (r / 8, j / 2, (j % 2) as u32);
-    let (word, bit) = match width {
-        1 => (0, p + 8 * h),
-        2 => (h, 2 * p),
-        4 => (2 * h + p / 4, 4 * (p % 4)),
-        8 => (4 * h + p / 2, 8 * (p % 2)),
-        16 => (8 * h + p, 0),
-        _ => (16 * h + j, 0),
-    };
-    let bit = if width == 32 { 0 } else { bit as u32 + 16 * odd };
+/// Puts `WIDTH` bits from `shift` on of each of a row's 64 values into a plane of a block, whose bits there are zero.
+fn pack_plane<const WIDTH: u32>(
+    r: usize,
+    values: &[u32; BLOCK_COLS],
+    shift: u32,
+    plane: &mut [u8],
+) {
+    let mask = u32::MAX >> (32 - WIDTH);
+    let (g, h) = (r % 8, r / 8);
+    // Words of a slot that this row has to itself; with one bit it shares one with row g or g + 8.
+    let own = (WIDTH as usize / 2).max(1);
     // Words of a chunk: 16 bytes, or all that a slot has.
-    let words = (width as usize).min(4);
-    let at = (word / words * 32 + slot) * words + word % words;
-    (4 * at, bit)
+    let chunk = (WIDTH as usize).min(4);
+    for t in 0..4 {
+        let mut words = [0_u32; 16];
+        for j in 0..16 {
+            let value = (values[j / 4 * 16 + 4 * t + j % 4] >> shift) & mask;
+            let (p, odd) = (j / 2, (j % 2) as u32);
+            let (word, bit) = match WIDTH {
+                1 => (0, p + 8 * h),
+                2 => (0, 2 * p),
+                4 => (p / 4, 4 * (p % 4)),
+                8 => (p / 2, 8 * (p % 2)),
+                16 => (p, 0),
+                _ => (j, 0),
+            };
+            let bit = if WIDTH == 32 { 0 } else { bit as u32 + 16 * odd };
+            words[word] |= value << bit;
+        }
+        let slot = 4 * g + t;
+        let first = if WIDTH == 1 { 0 } else { h * own };
+        for (i, word) in words.iter().enumerate().take(own) {
+            let index = first + i;
+            let at = 4 * ((index / chunk * 32 + slot) * chunk + index % chunk);
+            let bytes = &mut plane[at..at + 4];
+            let there = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            bytes.copy_from_slice(&(there | word).to_le_bytes());
+        }
+    }
 }
 
 fn word16(data: &[u8], k: usize) -> u32 {
@@ -646,5 +674,38 @@ mod tests {
         let layout = FragmentLayout::new(format, 16, 128, 1.0).unwrap();
         let error = layout.pack(&owned.view()).unwrap_err().to_string();
         assert!(error.contains("[16, 64]") && error.contains("[16, 128]"), "{error}");
+    }
+
+    /// A matrix that is packed in slices is the one that is packed at once, and matrices packed one after the other are
+    /// the matrix of their rows.
+    #[test]
+    fn slices_and_stacks_are_parts_of_the_whole() {
+        for format in Format::ALL {
+            let (rows, cols) = (16 * 5 + 3, 256);
+            let values: Vec<f32> =
+                (0..rows * cols).map(|i| ((i * 7919) % 1009) as f32 / 500.0 - 1.0).collect();
+            let owned = encode(format, rows, cols, &values).unwrap();
+            let matrix = owned.view();
+            let Some(layout) = FragmentLayout::new(format, rows, cols, matrix.tensor_scale) else {
+                continue;
+            };
+            let whole = layout.pack(&matrix).unwrap();
+            let mut joined = FragmentMatrix::default();
+            let mut slice = FragmentMatrix::default();
+            for row_blocks in [0..2, 2..3, 3..6] {
+                layout.pack_row_blocks(&matrix, row_blocks, &mut slice).unwrap();
+                joined.codes.extend(&slice.codes);
+                joined.scales.extend(&slice.scales);
+                joined.mins.extend(&slice.mins);
+                joined.supers.extend(&slice.supers);
+            }
+            assert_eq!(joined, whole, "{format}");
+            assert!(layout.pack_row_blocks(&matrix, 5..7, &mut slice).is_err(), "{format}");
+            let above = FragmentLayout { rows: 32, ..layout };
+            let stacked = above.stacked(&layout);
+            assert_eq!(stacked, Some(FragmentLayout { rows: 32 + rows, ..layout }), "{format}");
+            // Rows that end within a row block leave a gap.
+            assert_eq!(layout.stacked(&above), None, "{format}");
+        }
     }
 }

@@ -18,15 +18,13 @@ mod device;
 pub mod emulated;
 mod error;
 pub mod hazards;
-#[cfg(any(
-    all(feature = "cuda", any(target_os = "linux", windows)),
-    all(feature = "metal", any(target_vendor = "apple", feature = "metal-double"))
-))]
 mod kernel_cache;
 #[cfg(all(feature = "metal", any(target_vendor = "apple", feature = "metal-double")))]
 pub mod metal;
 pub mod model;
 pub mod ops;
+pub mod selftest;
+pub mod tuning;
 
 pub use command::{Command, CommandList, Region};
 pub use device::{Buffer, Completed, Device, DeviceProperties, Recording, Submission};

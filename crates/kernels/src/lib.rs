@@ -41,4 +41,4 @@ pub use kernel::{
 pub use launch::{
     Allocation, Argument, BindError, Dispatch, Grid, InlineBytes, Launch, View, ViewMut,
 };
-pub use source::{SourceFile, Target, source};
+pub use source::{SourceFile, Target, source, text};

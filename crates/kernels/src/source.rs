@@ -99,6 +99,16 @@ pub fn source(pipeline: &PipelineKey, target: Target) -> String {
     out
 }
 
+/// A kernel file with its headers, as it is written: what results that depend on its code are keyed by. `None` if there
+/// is no such file.
+pub fn text(file: &str) -> Option<String> {
+    let file =
+        crate::generated::FILES.iter().find(|f| f.name.strip_suffix(".metal") == Some(file))?;
+    let mut out = String::new();
+    flatten(file.name, &mut Vec::new(), &mut out);
+    Some(out)
+}
+
 /// A specialisation constant as a C++ literal.
 fn literal(ty: crate::signature::ScalarType, bits: u32) -> String {
     use crate::signature::ScalarType as S;

@@ -45,15 +45,20 @@ pub(crate) fn resolve(name: Option<&str>) -> Result<PathBuf, CliError> {
     Ok(Puller::new(Settings::from_env()?).resolve(&reference, &DownloadBar::default())?)
 }
 
-/// Fetches the model if need be, and loads it with a progress bar.
-pub(crate) fn load(options: &ModelOptions) -> Result<Arc<Model>, CliError> {
-    let path = resolve(options.model.as_deref())?;
-    let engine_options = metal_marlin::ModelOptions {
+/// The engine's options.
+pub(crate) fn engine_options(options: &ModelOptions) -> metal_marlin::ModelOptions {
+    metal_marlin::ModelOptions {
         device: options.device.into(),
         activations: options.activations.map(Into::into),
         threads: options.threads,
         ..Default::default()
-    };
+    }
+}
+
+/// Fetches the model if need be, and loads it with a progress bar.
+pub(crate) fn load(options: &ModelOptions) -> Result<Arc<Model>, CliError> {
+    let path = resolve(options.model.as_deref())?;
+    let engine_options = engine_options(options);
     let mut bar = LoadBar::new(&path);
     Ok(Model::load_with_progress(&path, &engine_options, &mut |done, total| bar.show(done, total))?)
 }

@@ -14,7 +14,7 @@ use crate::ops::activation::{GateActivation, gated_activation};
 use crate::ops::attention::{Attention, decode_splits};
 use crate::ops::embed::{gather_rows, gather_weight_rows};
 use crate::ops::kv_cache::{AppendKv, KvAddressing};
-use crate::ops::linear::{Activation as Gated, Epilogue, GemmShape, gemm, gemv};
+use crate::ops::linear::{Activation as Gated, Epilogue, gemm, gemv};
 use crate::ops::norm::{NormWeight, rms_norm, rms_norm_add};
 use crate::ops::rope::{HeadLayout, HeadValues, Heads, Rotation, rope};
 use crate::ops::sample::{Sample, arg_max, sample};
@@ -250,7 +250,7 @@ impl<T: Activation> Encoder<'_, T> {
         let fragments = properties.simd_width == 32 && T::TYPE != ElementType::F32;
         if fragments && weights.layout().cols.is_multiple_of(8) {
             let gated = epilogue.gated.is_some();
-            let shape = GemmShape::choose(properties, &weights, tokens, gated);
+            let shape = self.shared.tuning.shape(properties, &weights, tokens, gated);
             gemm(list, shape, &weights, x, y, tokens, epilogue, None)
         } else {
             gemv(list, &weights, x, y, tokens, epilogue)

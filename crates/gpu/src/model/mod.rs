@@ -20,11 +20,13 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use marlin_backend::{
-    Backend, BackendError, Ceilings, Executor, ExecutorOptions, Program, Weight, WeightSource,
+    Backend, BackendError, Ceilings, Executor, ExecutorOptions, Program, TunedProduct, Weight,
+    WeightSource,
 };
 use marlin_kernels::Element;
 use marlin_placement::{Direction, Ledger, Tally};
 
+use crate::tuning::{Operands, Product, Tuned, Tuning, measure};
 use crate::{Device, GpuError};
 use executor::GpuExecutor;
 use plan::Plan;
@@ -69,6 +71,7 @@ impl Activation for f32 {
 /// What the backend shares with its weights and executors.
 pub(crate) struct Shared {
     pub(crate) device: Arc<dyn Device>,
+    tuning: Tuning,
     pack: Tally,
 }
 
@@ -105,7 +108,8 @@ impl GpuBackend {
         let pack = device
             .ledger()
             .copies(Direction::HostToHost, "order weights as kernels read them, slice by slice");
-        Self { shared: Arc::new(Shared { device, pack }), activations }
+        let tuning = Tuning::of_user(device.properties());
+        Self { shared: Arc::new(Shared { device, tuning, pack }), activations }
     }
 
     /// The device.
@@ -124,6 +128,53 @@ impl GpuBackend {
         self.check_room(&plan, session)?;
         plan.place(&self.shared, progress)?;
         Ok(plan)
+    }
+
+    /// Measures the products of `program` with so many tokens each.
+    fn tune_products<T: Activation>(
+        &self,
+        program: &Program,
+        tokens: &[usize],
+        again: bool,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<TunedProduct>, BackendError> {
+        let plan = self.place_all(program, 0, &mut |_| {})?;
+        let (shared, device) = (&self.shared, &*self.shared.device);
+        let products = plan.products();
+        let most = tokens.iter().copied().max().unwrap_or(1);
+        let layouts = || products.iter().map(|(of, _)| of[0].layout());
+        let columns = layouts().map(|layout| layout.cols).max().unwrap_or(1);
+        let rows = layouts().map(|layout| layout.rows).max().unwrap_or(1);
+        let error = |e| shared.error(e);
+        let x = device.upload_new("tuning x", &vec![T::zeroed(); most * columns]).map_err(error)?;
+        let y = device.upload_new("tuning y", &vec![T::zeroed(); most * rows]).map_err(error)?;
+        let all = products.len() * tokens.len();
+        let mut found = Vec::new();
+        let work = products.iter().flat_map(|product| tokens.iter().map(move |t| (product, *t)));
+        for (done, ((matrices, gated), tokens)) in work.enumerate() {
+            progress(done, all);
+            let product = Product::new(&matrices[0], tokens, *gated);
+            if matrices[0].layout().cols % 8 != 0 || (!again && shared.tuning.knows(&product)) {
+                continue;
+            }
+            let operands = Operands { x: &x, y: &y };
+            found.extend(measure(device, matrices, tokens, *gated, &operands).map_err(error)?);
+        }
+        progress(all, all);
+        let kept = shared.tuning.keep(&found);
+        kept.map_err(|e| BackendError::Device {
+            backend: self.name(),
+            problem: format!("the cache of tuned products cannot be written: {e}"),
+        })?;
+        let tuned = |t: &Tuned| TunedProduct {
+            rows: t.product.rows,
+            columns: t.product.columns,
+            gated: t.product.gated,
+            tokens: t.product.tokens,
+            default_us: t.default_microseconds,
+            tuned_us: t.microseconds,
+        };
+        Ok(found.iter().map(tuned).collect())
     }
 
     /// Refuses, before anything is begun, what the device has no room for.
@@ -196,6 +247,24 @@ impl Backend for GpuBackend {
             Activations::F16 => executor::<f16>(self, &program, options),
             Activations::Bf16 => executor::<bf16>(self, &program, options),
             Activations::F32 => executor::<f32>(self, &program, options),
+        }
+    }
+
+    fn tune(
+        &self,
+        program: &Program,
+        tokens: &[usize],
+        again: bool,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Vec<TunedProduct>, BackendError> {
+        if self.shared.device.properties().simd_width != 32 {
+            return Ok(Vec::new());
+        }
+        match self.activations {
+            Activations::F16 => self.tune_products::<f16>(program, tokens, again, progress),
+            Activations::Bf16 => self.tune_products::<bf16>(program, tokens, again, progress),
+            // Products in f32 have nothing to choose.
+            Activations::F32 => Ok(Vec::new()),
         }
     }
 

@@ -14,6 +14,7 @@ use super::place::{self, Union};
 use super::weight::GpuWeight;
 use crate::Buffer;
 use crate::ops::linear::FragmentWeights;
+use crate::tuning::Product;
 
 /// A tensor's place: columns `first..first + width` of the rows of a slot, which are `stride` wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +203,23 @@ impl Plan {
         let spec = &self.matrices[index];
         let placed = spec.placed.lock().unwrap_or_else(PoisonError::into_inner);
         placed.clone().unwrap_or_else(|| unreachable!("a plan is placed before it is encoded"))
+    }
+
+    /// The matrices of linear steps that are alike, and whether they are gates and ups: each kind once.
+    pub(super) fn products(&self) -> Vec<(Vec<Arc<FragmentWeights>>, bool)> {
+        let mut kinds: Vec<(Vec<Arc<FragmentWeights>>, bool)> = Vec::new();
+        for step in &self.steps {
+            let Step::Linear { matrix, gated, .. } = step else { continue };
+            let (matrix, gated) = (self.matrix(*matrix), gated.is_some());
+            let product = Product::new(&matrix, 1, gated);
+            let known =
+                kinds.iter_mut().find(|(of, gated)| Product::new(&of[0], 1, *gated) == product);
+            match known {
+                Some((of, _)) => of.push(matrix),
+                None => kinds.push((vec![matrix], gated)),
+            }
+        }
+        kinds
     }
 
     /// Vector `index`, which is on the device.

@@ -118,12 +118,12 @@ impl FragmentWeights {
     }
 
     /// Whether units of 128 columns have one scale.
-    fn allows_wide(&self) -> bool {
+    pub(crate) fn allows_wide(&self) -> bool {
         self.layout.blocks().is_multiple_of(2) && self.group_constant().is_multiple_of(128)
     }
 
     /// Whether scales can multiply the weights in f16.
-    fn allows_prescaled(&self) -> bool {
+    pub(crate) fn allows_prescaled(&self) -> bool {
         self.layout.scale == FragmentScale::F16 && self.layout.min == FragmentMin::None
     }
 
@@ -155,7 +155,7 @@ pub enum Activation {
 }
 
 /// How a `gemm` divides its work; what an autotuner chooses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct GemmShape {
     /// Tiles of 8 tokens of a SIMD-group: 1, 2, 4 or 8.
     pub tiles: u32,

@@ -3,6 +3,8 @@
 mod kernels;
 mod shape;
 
+pub(crate) use shape::shape_by_name;
+
 use std::num::NonZeroUsize;
 
 use metal_marlin::benchmark::{Benchmark, BenchmarkOptions};

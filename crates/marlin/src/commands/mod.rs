@@ -8,3 +8,4 @@ pub(crate) mod inspect;
 pub(crate) mod perplexity;
 pub(crate) mod pull;
 pub(crate) mod run;
+pub(crate) mod tune;

@@ -25,7 +25,7 @@ Speed does not depend on what the weights are. The floor of decoding is the time
 and values takes at the read bandwidth measured in the same run.")]
 pub(crate) struct Args {
     /// The model whose shapes to take
-    #[arg(long, default_value = "llama-3-8b", value_name = "NAME", value_parser = shape)]
+    #[arg(long, default_value = "llama-3-8b", value_name = "NAME", value_parser = shape_by_name)]
     shape: ModelShape,
 
     /// Format of the matrices
@@ -69,7 +69,8 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn shape(name: &str) -> Result<ModelShape, String> {
+/// A shape as the command line names it.
+pub(crate) fn shape_by_name(name: &str) -> Result<ModelShape, String> {
     ModelShape::named(name).ok_or_else(|| {
         let names: Vec<&str> = ModelShape::ALL.iter().map(|shape| shape.name).collect();
         format!("expected one of {}", names.join(", "))

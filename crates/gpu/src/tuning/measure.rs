@@ -1,0 +1,159 @@
+//! Measuring every division of a product that makes sense.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use marlin_kernels::Element;
+
+use super::{Product, Tuned};
+use crate::ops::linear::{Activation, Epilogue, FragmentWeights, GemmShape, gemm};
+use crate::{Buffer, CommandList, Device, DeviceProperties, GpuError};
+
+/// Weights that go by in a measurement at least: more than any cache holds.
+const BYTES: usize = 256 << 20;
+/// Products of a measurement, at least and at most.
+const RUNS: std::ops::RangeInclusive<usize> = 4..=64;
+/// Submissions that count.
+const REPETITIONS: usize = 5;
+
+/// What products are measured with.
+pub(crate) struct Operands<'a, T> {
+    pub(crate) x: &'a Buffer<T>,
+    pub(crate) y: &'a Buffer<T>,
+}
+
+/// The divisions that are tried: enough SIMD-groups to hide memory, no more than a threadgroup holds.
+fn candidates(
+    properties: &DeviceProperties,
+    weights: &FragmentWeights,
+    tokens: usize,
+    gated: bool,
+) -> Vec<GemmShape> {
+    let tiles = (tokens.div_ceil(8) as u32).next_power_of_two().clamp(1, 8);
+    let few = tiles == 1;
+    let blocks = (weights.layout().blocks() as u32).next_power_of_two();
+    let row_blocks: &[u32] = if gated || tiles > 2 { &[2] } else { &[1, 2] };
+    let row_groups: &[u32] = if few { &[1, 2] } else { &[1, 2, 4, 8] };
+    let depths: &[u32] = if few { &[1, 2, 4] } else { &[1, 2] };
+    let stages: &[u32] = if few { &[2] } else { &[2, 3, 4] };
+    let mut all = Vec::new();
+    for &row_blocks in row_blocks {
+        for &row_groups in row_groups {
+            for k_groups in [1, 2, 4, 8, 16] {
+                for &depth in depths {
+                    for &stages in stages {
+                        let groups = row_groups * k_groups;
+                        let most = (properties.max_threads / 32).min(32);
+                        if !(4..=most).contains(&groups) || k_groups > blocks {
+                            continue;
+                        }
+                        let shape = GemmShape {
+                            tiles,
+                            row_blocks,
+                            row_groups,
+                            k_groups,
+                            depth,
+                            staged: !few,
+                            splits: 1,
+                            wide: weights.allows_wide(),
+                            stages,
+                            prescaled: tiles == 8 && weights.allows_prescaled(),
+                        };
+                        if shape.threadgroup_bytes() <= properties.threadgroup_bytes {
+                            all.push(shape);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+/// The fastest division of the product of `matrices`, which are alike, with `tokens` tokens. `None` if none runs.
+pub(crate) fn measure<T: Element>(
+    device: &dyn Device,
+    matrices: &[Arc<FragmentWeights>],
+    tokens: usize,
+    gated: bool,
+    operands: &Operands<'_, T>,
+) -> Result<Option<Tuned>, GpuError> {
+    let Some(first) = matrices.first() else { return Ok(None) };
+    let properties = device.properties();
+    let default = GemmShape::choose(properties, first, tokens, gated);
+    let mut shapes = candidates(properties, first, tokens, gated);
+    if !shapes.contains(&default) {
+        shapes.push(default);
+    }
+    // Compiling is most of the work, and many compile at once. A shape that does not is left out below.
+    let mut all = CommandList::new("tuning");
+    for shape in &shapes {
+        append(&mut all, *shape, first, tokens, gated, operands)?;
+    }
+    drop(device.record(all));
+    let mut best: Option<(GemmShape, f64)> = None;
+    let mut default_time = f64::NAN;
+    for shape in shapes {
+        let Some(time) = time(device, shape, matrices, tokens, gated, operands)? else { continue };
+        if shape == default {
+            default_time = time;
+        }
+        if best.is_none_or(|(_, least)| time < least) {
+            best = Some((shape, time));
+        }
+    }
+    Ok(best.map(|(shape, seconds)| Tuned {
+        product: Product::new(first, tokens, gated),
+        shape,
+        microseconds: 1e6 * seconds,
+        default_microseconds: 1e6 * default_time,
+    }))
+}
+
+fn append<T: Element>(
+    list: &mut CommandList,
+    shape: GemmShape,
+    weights: &FragmentWeights,
+    tokens: usize,
+    gated: bool,
+    operands: &Operands<'_, T>,
+) -> Result<(), GpuError> {
+    let layout = weights.layout();
+    let x = operands.x.slice(0..tokens * layout.cols)?;
+    let y = operands.y.slice_mut(0..tokens * layout.rows)?;
+    let epilogue = Epilogue { gated: gated.then_some(Activation::Silu), ..Epilogue::default() };
+    gemm(list, shape, weights, x, y, tokens, epilogue, None)
+}
+
+/// Seconds of one product; `None` if the device does not run it that way.
+fn time<T: Element>(
+    device: &dyn Device,
+    shape: GemmShape,
+    matrices: &[Arc<FragmentWeights>],
+    tokens: usize,
+    gated: bool,
+    operands: &Operands<'_, T>,
+) -> Result<Option<f64>, GpuError> {
+    // On the emulator a measurement says nothing, but must end.
+    let emulated = device.properties().kind == "emulated";
+    let bytes = matrices.first().map_or(1, |m| m.bytes());
+    let runs = if emulated { 1 } else { BYTES.div_ceil(bytes).clamp(*RUNS.start(), *RUNS.end()) };
+    let mut list = CommandList::new("tuning");
+    for weights in matrices.iter().cycle().take(runs) {
+        append(&mut list, shape, weights, tokens, gated, operands)?;
+    }
+    // Too many registers or too much threadgroup memory for the device.
+    let Ok(recording) = device.record(list) else { return Ok(None) };
+    let mut times = Vec::with_capacity(REPETITIONS);
+    let repetitions = if emulated { 1 } else { REPETITIONS };
+    for repetition in 0..=repetitions {
+        let start = Instant::now();
+        let completed = device.submit(&recording)?.wait()?;
+        if repetition > 0 {
+            let time = completed.gpu_time.unwrap_or_else(|| start.elapsed());
+            times.push(time.as_secs_f64() / runs as f64);
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times.get(times.len() / 2).copied())
+}
