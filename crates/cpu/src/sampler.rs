@@ -16,6 +16,9 @@ pub(crate) struct SequenceState {
 }
 
 impl SequenceState {
+    /// Bytes of the tokens that it remembers.
+    pub(crate) const HISTORY_BYTES: usize = 4 * SamplingSettings::MAX_REPEAT_LAST_N as usize;
+
     pub(crate) fn new() -> Self {
         Self {
             settings: SamplingSettings::GREEDY,
@@ -72,6 +75,12 @@ impl Candidate {
 }
 
 impl SamplerScratch {
+    /// Bytes of one.
+    pub(crate) const fn bytes(vocabulary: usize) -> usize {
+        let window = SamplingSettings::MAX_REPEAT_LAST_N as usize;
+        window * (size_of::<u32>() + size_of::<(u32, f32)>()) + vocabulary * size_of::<Candidate>()
+    }
+
     pub(crate) fn new(vocabulary: usize) -> Self {
         let window = SamplingSettings::MAX_REPEAT_LAST_N as usize;
         Self {

@@ -40,4 +40,5 @@ pub use marlin_engine::{
     Request, SamplingSettings, Session, SessionOptions, StopReason, open_device,
 };
 pub use marlin_models::{Config, Message, ModelError, ModelSource, Tokenizer};
+pub use marlin_placement::audit::{Budget, BudgetLine, RunAudit};
 pub use marlin_placement::{Ledger, LedgerReport};

@@ -78,6 +78,14 @@ fn printable(text: &str) -> Cow<'_, str> {
     }
 }
 
+/// Writes a piece of an answer to standard error, for commands whose output is something else. What
+/// cannot be written there is lost.
+pub(crate) fn aside(text: &str) {
+    let mut stderr = io::stderr().lock();
+    let shown = if stderr.is_terminal() { printable(text) } else { Cow::Borrowed(text) };
+    let _ = stderr.write_all(shown.as_bytes());
+}
+
 /// Writes a line to standard error. What cannot be written there is lost: there is no third place.
 pub(crate) fn note(text: &str) {
     let _ = io::stderr().write_all(format!("{}\n", one_line(text)).as_bytes());

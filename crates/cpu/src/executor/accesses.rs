@@ -118,6 +118,11 @@ impl CpuExecutor {
         step.uses(self.buffer_of(self.logits));
         step.reads(&self.step_input);
         step.writes(&self.result);
+        all.reads(&self.history, self.sampling.label());
+        for scratch in &self.threads {
+            all.writes(&scratch.sampler_tally, self.sampling.label());
+            all.reads(&scratch.sampler_tally, self.sampling.label());
+        }
         all
     }
 

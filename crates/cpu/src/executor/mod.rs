@@ -14,7 +14,7 @@ use marlin_backend::{
     BackendError, Batch, Executor, ExecutorOptions, KvFormat, Program, Rows, SamplingSettings,
     StepToken, Tensor,
 };
-use marlin_placement::{AccessPattern, AccessTally, Direction, Ledger, Phase, Tally};
+use marlin_placement::{AccessPattern, AccessTally, BufferTally, Direction, Ledger, Phase, Tally};
 
 use crate::backend::Inner;
 use crate::executor::activations::Activations;
@@ -63,6 +63,8 @@ pub(crate) struct CpuExecutor {
     threads: Vec<Scratch>,
     /// One lock per slot, never contended: an output row is sampled by one thread.
     sequences: Vec<Mutex<SequenceState>>,
+    /// The tokens that all of them remember.
+    history: BufferTally,
     tokens: Vec<StepToken>,
     runs: Vec<Run>,
     /// Batch indices of the output tokens.
@@ -138,6 +140,7 @@ struct Scratch {
     attention: Buffer,
     /// Only ever locked by the thread that it belongs to.
     sampler: Mutex<SamplerScratch>,
+    sampler_tally: BufferTally,
 }
 
 impl Scratch {
@@ -153,6 +156,11 @@ impl Scratch {
             products: buffer("thread.products", 3 * TOKEN_BLOCK * 16)?,
             attention: buffer("thread.attention", attention::scratch_floats(plan))?,
             sampler: Mutex::new(SamplerScratch::new(vocabulary)),
+            sampler_tally: ledger.buffer(
+                "sampler.candidates",
+                AccessPattern::DEVICE_ONLY,
+                SamplerScratch::bytes(vocabulary) as u64,
+            ),
         })
     }
 
@@ -223,6 +231,11 @@ impl CpuExecutor {
             sequences: (0..options.max_sequences)
                 .map(|_| Mutex::new(SequenceState::new()))
                 .collect(),
+            history: ledger.buffer(
+                "sampler.history",
+                AccessPattern::STEP_INPUT,
+                (options.max_sequences * SequenceState::HISTORY_BYTES) as u64,
+            ),
             tokens: Vec::with_capacity(tokens),
             runs: Vec::with_capacity(tokens),
             outputs: Vec::with_capacity(outputs),
@@ -316,6 +329,7 @@ impl Executor for CpuExecutor {
         let state = state.get_mut().unwrap_or_else(PoisonError::into_inner);
         state.begin(settings);
         history.iter().for_each(|&token| state.push(token));
+        self.history.host_wrote(4 * history.len() as u64);
         Ok(())
     }
 
@@ -331,6 +345,7 @@ impl Executor for CpuExecutor {
         let phase = if prefill { Phase::Prefill } else { Phase::Decode };
         self.inner.ledger.begin_step(phase, tokens as u64, outputs as u64);
         self.step_input.tally().host_wrote(size_of_val(batch.tokens) as u64);
+        self.history.host_wrote(4 * tokens as u64);
         self.cursors.reset();
         let this = &*self;
         let submitted = this.submissions.start();

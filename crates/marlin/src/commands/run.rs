@@ -2,8 +2,9 @@
 
 use std::io::{self, IsTerminal, Read};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use metal_marlin::{GenerateOptions, Message, Model};
+use metal_marlin::{GenerateOptions, Message, Model, Session};
 use serde::Serialize;
 
 use crate::ceilings;
@@ -26,6 +27,21 @@ Examples:
 Standard output is the generated text alone. What it took goes to standard error when that is a
 terminal, or with -v. Ctrl-C ends the text and still says what it took.")]
 pub(crate) struct Args {
+    #[command(flatten)]
+    options: RunOptions,
+
+    /// Write one JSON object with the text and what it took
+    #[arg(long)]
+    json: bool,
+
+    /// Say what it took even when standard error is not a terminal
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// One prompt for one model.
+#[derive(clap::Args)]
+pub(crate) struct RunOptions {
     /// The prompt; `-` reads it from standard input
     #[arg(value_name = "PROMPT", allow_hyphen_values = false)]
     prompt: Option<String>,
@@ -46,14 +62,46 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     context: ContextOptions,
+}
 
-    /// Write one JSON object with the text and what it took
-    #[arg(long)]
-    json: bool,
+/// A prompt on its way into a loaded model.
+pub(crate) struct Prepared {
+    pub(crate) model: Arc<Model>,
+    pub(crate) session: Session,
+    /// The prompt as it was given.
+    pub(crate) prompt: String,
+    /// The prompt as the model gets it.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) generate: GenerateOptions,
+}
 
-    /// Say what it took even when standard error is not a terminal
-    #[arg(short, long)]
-    verbose: bool,
+impl RunOptions {
+    /// Reads the prompt, loads the model and makes a session; Ctrl-C then ends the text.
+    pub(crate) fn prepare(&self) -> Result<Prepared, CliError> {
+        let prompt = prompt(self.prompt.as_deref())?;
+        let model = model::load(&self.model)?;
+        let tokens = self.encode(&model, &prompt)?;
+        let session = model::session(&model, &self.context)?;
+        let interrupt = Interrupt::install()?;
+        let generate = GenerateOptions {
+            sampling: self.generation.clone().decided_for(&self.model).sampling(),
+            max_tokens: self.generation.max_tokens.get(),
+            stop: self.generation.stop.clone(),
+            cancel: Some(interrupt.flag()),
+            ..GenerateOptions::default()
+        };
+        Ok(Prepared { model, session, prompt, tokens, generate })
+    }
+
+    fn encode(&self, model: &Model, prompt: &str) -> Result<Vec<u32>, CliError> {
+        if self.raw {
+            return Ok(model.encode_raw(prompt)?);
+        }
+        let system = self.system.clone().map(|text| Message::new("system", text));
+        let messages: Vec<Message> =
+            system.into_iter().chain([Message::new("user", prompt)]).collect();
+        Ok(model.encode_chat(&messages)?)
+    }
 }
 
 /// The answer for scripts.
@@ -65,22 +113,10 @@ struct Answer<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), CliError> {
-    let prompt = prompt(args.prompt.as_deref())?;
-    let model = model::load(&args.model)?;
-    let tokens = encode(&model, args, prompt)?;
-    let mut session = model::session(&model, &args.context)?;
-    let sampling = args.generation.clone().decided_for(&args.model).sampling();
-    let (temperature, seed) = (sampling.temperature, sampling.seed);
-    let interrupt = Interrupt::install()?;
-    let options = GenerateOptions {
-        sampling,
-        max_tokens: args.generation.max_tokens.get(),
-        stop: args.generation.stop.clone(),
-        cancel: Some(interrupt.flag()),
-        ..GenerateOptions::default()
-    };
+    let Prepared { model, mut session, tokens, generate, .. } = args.options.prepare()?;
+    let (temperature, seed) = (generate.sampling.temperature, generate.sampling.seed);
     let mut writer = AnswerWriter::new();
-    let generated = session.generate(&tokens, &options, &mut |text| {
+    let generated = session.generate(&tokens, &generate, &mut |text| {
         if args.json { ControlFlow::Continue(()) } else { writer.write(text) }
     })?;
     let shows_totals = args.verbose || io::stderr().is_terminal();
@@ -105,15 +141,6 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
         ));
     }
     written
-}
-
-fn encode(model: &Model, args: &Args, prompt: String) -> Result<Vec<u32>, CliError> {
-    if args.raw {
-        return Ok(model.encode_raw(&prompt)?);
-    }
-    let system = args.system.clone().map(|text| Message::new("system", text));
-    let messages: Vec<Message> = system.into_iter().chain([Message::new("user", prompt)]).collect();
-    Ok(model.encode_chat(&messages)?)
 }
 
 /// The prompt as given, or as piped in.

@@ -315,7 +315,8 @@ impl Check<'_> {
         let unit = unit.filter(|&n| n > 0).map(|n| n as f64);
         let found = unit.map(|unit| {
             spent.iter_mut().for_each(|s| s.amount /= unit);
-            spent.iter().map(|s| s.amount).sum::<f64>()
+            // Not `sum`, which begins at -0.
+            spent.iter().fold(0.0, |sum, s| sum + s.amount)
         });
         spent.retain(|s| s.amount > 0.0);
         spent.sort_by(|a, b| b.amount.total_cmp(&a.amount).then_with(|| a.site.cmp(&b.site)));

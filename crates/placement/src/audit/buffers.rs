@@ -100,22 +100,13 @@ fn observed(line: &BufferLine, tracked: bool) -> AccessPattern {
 
 /// `blk.7.attn_q.weight` becomes `blk.*.attn_q.weight`.
 fn without_numbers(name: &str) -> String {
-    let mut out = String::with_capacity(name.len());
-    let mut previous = None;
-    let mut in_number = false;
-    for c in name.chars() {
-        // A digit that belongs to a word (`q4`, `f32`) stays.
-        let begins = c.is_ascii_digit() && !previous.is_some_and(char::is_alphanumeric);
-        if begins {
-            out.push('*');
-        }
-        in_number = begins || in_number && c.is_ascii_digit();
-        if !in_number {
-            out.push(c);
-        }
-        previous = Some(c);
-    }
-    out
+    let word = |text: &str| {
+        let end = text.trim_end_matches(['.', ' ']).len();
+        let (word, separator) = text.split_at(end);
+        let is_number = !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
+        format!("{}{separator}", if is_number { "*" } else { word })
+    };
+    name.split_inclusive(['.', ' ']).map(word).collect()
 }
 
 fn purpose(category: Category, pattern: &AccessPattern, decision: &Decision) -> String {
@@ -234,10 +225,6 @@ fn findings_of(row: &BufferRow, memory: Device) -> Vec<Finding> {
     };
     let name = &row.name;
     let (reads, writes) = row.host();
-    // Nothing is there that could be anywhere.
-    if row.bytes == 0 {
-        return findings;
-    }
     if row.accessed_by.is_empty() {
         if row.adopted {
             // It costs nothing.

@@ -121,7 +121,12 @@ pub struct RunAudit {
 
 impl RunAudit {
     /// What `report` amounts to. `functions` names the functions of call sites.
+    ///
+    /// Buffers of no bytes are left out: they are places for what this model does not have.
     pub fn new(report: &LedgerReport, run: RunFacts, functions: Functions<'_>) -> Self {
+        let mut report = report.clone();
+        report.buffers.retain(|buffer| buffer.bytes > 0);
+        let report = &report;
         let buffers = buffers::rows(report, functions);
         let copies = copies::rows(report, functions);
         let mut findings = buffers::findings(&buffers, report.memory);
