@@ -68,7 +68,7 @@ fn of_argument(argument: &Argument) -> Option<Access> {
 
 /// What is wrong with a dispatch of which two parameters share bytes, one of them written: inputs may be read through
 /// caches that do not see the same dispatch's writes (MSL §5.2).
-pub(crate) fn overlap_within(dispatch: &Dispatch) -> Option<String> {
+pub fn overlap_within(dispatch: &Dispatch) -> Option<String> {
     let bound: Vec<(&str, Access)> = dispatch
         .arguments
         .iter()

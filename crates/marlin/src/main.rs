@@ -45,6 +45,7 @@ enum Command {
     Inspect(commands::inspect::Args),
     Pull(commands::pull::Args),
     Devices(commands::devices::Args),
+    Selftest(commands::selftest::Args),
     Tune(commands::tune::Args),
     Audit(commands::audit::Args),
 }
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Devices(args) => commands::devices::run(&args),
+        Command::Selftest(args) => commands::selftest::run(&args),
         Command::Tune(args) => commands::tune::run(&args),
         // Findings are a result, not a failure.
         Command::Audit(args) => return commands::audit::run(&args),

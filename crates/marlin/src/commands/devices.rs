@@ -110,7 +110,7 @@ struct Gpus {
 
 #[derive(Serialize)]
 struct Gpu {
-    /// `cuda:0`, `cuda:1`, …
+    /// `cuda:0`, `metal:0`, …
     name: String,
     description: String,
     architecture: String,
@@ -125,53 +125,50 @@ struct Unavailable {
     reason: String,
 }
 
-#[cfg(all(feature = "cuda", any(target_os = "linux", windows)))]
+/// Every GPU that this build can use, and what keeps one from being used.
 mod gpu {
-    use marlin_gpu::GpuError;
-    use marlin_gpu::cuda::{Cuda, devices};
+    use marlin_gpu::{DeviceProperties, GpuError};
 
     use super::{Gpu, Gpus, Unavailable};
 
-    const CUDA: &str = "cuda";
-
-    /// Every NVIDIA GPU, and what keeps it from being used.
     pub(super) fn find() -> Gpus {
         let mut out = Gpus::default();
-        let mut note = |error: GpuError| {
-            let reason = match error {
-                GpuError::Unavailable { reason, .. } => reason,
-                other => other.to_string(),
-            };
-            out.unavailable.push(Unavailable { name: CUDA, reason });
-        };
-        match devices() {
-            Ok(found) => {
-                // Opening one also finds the compiler, without which none can be used.
-                if let Err(error) = Cuda::open(0) {
-                    note(error);
-                }
-                out.devices = found
-                    .into_iter()
-                    .enumerate()
-                    .map(|(index, properties)| Gpu {
-                        name: format!("{CUDA}:{index}"),
-                        description: properties.name,
-                        architecture: properties.architecture,
-                        compute_units: properties.compute_units,
-                        memory_bytes: properties.total_bytes,
-                    })
-                    .collect();
-            }
-            Err(error) => note(error),
-        }
+        #[cfg(all(feature = "cuda", any(target_os = "linux", windows)))]
+        // Opening one also finds the compiler, without which none can be used.
+        out.add("cuda", marlin_gpu::cuda::devices(), || marlin_gpu::cuda::Cuda::open(0).map(drop));
+        #[cfg(all(feature = "metal", target_vendor = "apple"))]
+        out.add("metal", marlin_gpu::metal::devices(), || {
+            marlin_gpu::metal::Metal::open(0).map(drop)
+        });
         out
     }
-}
 
-#[cfg(not(all(feature = "cuda", any(target_os = "linux", windows))))]
-mod gpu {
-    /// None: this build knows no GPU.
-    pub(super) fn find() -> super::Gpus {
-        super::Gpus::default()
+    #[allow(dead_code, reason = "a build without GPUs adds none")]
+    impl Gpus {
+        fn add(
+            &mut self,
+            kind: &'static str,
+            found: Result<Vec<DeviceProperties>, GpuError>,
+            open: impl FnOnce() -> Result<(), GpuError>,
+        ) {
+            let found = found.and_then(|found| {
+                let result = open();
+                self.devices.extend(found.into_iter().enumerate().map(|(index, properties)| Gpu {
+                    name: format!("{kind}:{index}"),
+                    description: properties.name,
+                    architecture: properties.architecture,
+                    compute_units: properties.compute_units,
+                    memory_bytes: properties.total_bytes,
+                }));
+                result
+            });
+            if let Err(error) = found {
+                let reason = match error {
+                    GpuError::Unavailable { reason, .. } => reason,
+                    other => other.to_string(),
+                };
+                self.unavailable.push(Unavailable { name: kind, reason });
+            }
+        }
     }
 }

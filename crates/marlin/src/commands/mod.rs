@@ -8,4 +8,5 @@ pub(crate) mod inspect;
 pub(crate) mod perplexity;
 pub(crate) mod pull;
 pub(crate) mod run;
+pub(crate) mod selftest;
 pub(crate) mod tune;
