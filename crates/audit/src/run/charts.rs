@@ -135,12 +135,7 @@ pub(super) fn memory(series: &[MemorySeries], elapsed_ns: u64) -> String {
         }
         for (i, &moment) in moments.iter().enumerate().rev() {
             let x = LEFT + moment as f64 * scale;
-            let _ = write!(
-                path,
-                "{}{x:.2}V{:.2}",
-                if i + 1 == moments.len() { "L" } else { "H" },
-                y(below[i])
-            );
+            let _ = write!(path, "V{:.2}H{x:.2}", y(below[i]));
         }
         let _ = write!(
             out,
@@ -191,5 +186,67 @@ fn axis(out: &mut String, y: f64, whole_ns: u64) {
             "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" class=\"axis\">{}</text>",
             time(ns)
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use marlin_placement::audit::{Category, MemoryPoint};
+
+    use super::*;
+
+    fn series(category: Category, points: &[(u64, u64)]) -> MemorySeries {
+        let points = points.iter().map(|&(at_ns, bytes)| MemoryPoint { at_ns, bytes }).collect();
+        MemorySeries { category, peak_bytes: 0, points }
+    }
+
+    /// The corners of a path of absolute `M`, `H` and `V`.
+    fn corners(path: &str) -> Vec<(f64, f64)> {
+        let mut at = (0.0, 0.0);
+        let mut corners = Vec::new();
+        let commands = path.trim_end_matches('Z').split_inclusive(|c: char| "MHV".contains(c));
+        let mut command = 'M';
+        for part in commands {
+            let (numbers, next) = match part.strip_suffix(['M', 'H', 'V']) {
+                Some(numbers) => (numbers, part.chars().last().unwrap()),
+                None => (part, 'Z'),
+            };
+            let numbers: Vec<f64> =
+                numbers.split_whitespace().map(|n| n.parse().unwrap()).collect();
+            match (command, numbers.as_slice()) {
+                ('M', &[x, y]) => at = (x, y),
+                ('H', &[x]) => at.0 = x,
+                ('V', &[y]) => at.1 = y,
+                (_, &[]) => {}
+                other => panic!("{other:?} in {path}"),
+            }
+            if !numbers.is_empty() {
+                corners.push(at);
+            }
+            command = next;
+        }
+        corners
+    }
+
+    #[test]
+    fn memory_is_stacked_in_steps() {
+        // Twice as much from the middle on, half of it on top of the other.
+        let below = series(Category::Weights, &[(0, 100)]);
+        let above = series(Category::KvCache, &[(50, 100)]);
+        let svg = memory(&[below, above], 100);
+        let paths: Vec<&str> =
+            svg.split("<path d=\"").skip(1).filter_map(|s| s.split('"').next()).collect();
+        let [weights, cache] = paths[..] else { panic!("two paths in {svg}") };
+        let middle = LEFT + (WIDTH - LEFT) / 2.0;
+        let (top, half, floor) = (10.0, 115.0, 220.0);
+        let area = |path| {
+            // The shoelace formula over the closed outline.
+            let corners = corners(path);
+            let next = corners.iter().cycle().skip(1);
+            let doubled: f64 = corners.iter().zip(next).map(|(a, b)| a.0 * b.1 - b.0 * a.1).sum();
+            (doubled / 2.0).abs()
+        };
+        assert!((area(weights) - (WIDTH - LEFT) * (floor - half)).abs() < 1.0, "{weights}");
+        assert!((area(cache) - (WIDTH - middle) * (half - top)).abs() < 1.0, "{cache}");
     }
 }

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use marlin_placement::Phase;
 use marlin_placement::audit::{CallSite, CopyKind, CopyRow, RunAudit};
 
-use super::units::{accesses, bytes, counted, lifetime, mode, number};
+use super::units::{accesses, bytes, counted, lifetime, mode, number, rate};
 use super::{RunReport, name_of};
 
 /// The numbers, then both audits, one after the other.
@@ -73,10 +73,10 @@ fn head(report: &RunReport<'_>, out: &mut String) {
     if let Some(token) = &audit.summary.per_token {
         let _ = writeln!(
             out,
-            "\nA decoded token: {} submissions, {} dispatches, {} waits, {} bytes read back,\n{} bytes uploaded.",
-            number(token.submissions),
-            number(token.dispatches),
-            number(token.waits),
+            "\nA decoded token: {}, {}, {}, {} bytes read back,\n{} bytes uploaded.",
+            rate(token.submissions, "submission"),
+            rate(token.dispatches, "dispatch"),
+            rate(token.waits, "wait"),
             number(token.read_back_bytes),
             number(token.uploaded_bytes)
         );
@@ -139,8 +139,10 @@ fn modules(audit: &RunAudit) -> Vec<&str> {
 }
 
 fn function(site: &CallSite) -> String {
-    let name = site.function.as_deref().unwrap_or("?");
-    format!("Function: `{name}` (around line {})", site.line)
+    match &site.function {
+        Some(name) => format!("Function: `{name}` (around line {})", site.line),
+        None => format!("Around line {}", site.line),
+    }
 }
 
 fn storage(audit: &RunAudit, out: &mut String) {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use marlin_placement::audit::{BufferRow, CopyKind, CopyRow, Severity};
 
-use super::units::{accesses, bytes, counted, lifetime, mode, number};
+use super::units::{accesses, bytes, counted, lifetime, mode, number, rate};
 use super::{RunReport, by_function, name_of};
 
 /// The report as text for a terminal.
@@ -79,10 +79,10 @@ fn summary(report: &RunReport<'_>, out: &mut String) {
     if let Some(token) = &summary.per_token {
         let _ = writeln!(
             out,
-            "  a decoded token: {} submissions, {} dispatches, {} waits, {} bytes read back, {} bytes uploaded",
-            number(token.submissions),
-            number(token.dispatches),
-            number(token.waits),
+            "  a decoded token: {}, {}, {}, {} bytes read back, {} bytes uploaded",
+            rate(token.submissions, "submission"),
+            rate(token.dispatches, "dispatch"),
+            rate(token.waits, "wait"),
             number(token.read_back_bytes),
             number(token.uploaded_bytes)
         );

@@ -39,6 +39,14 @@ pub(super) fn counted(n: u64, what: &str) -> String {
     format!("{n} {}", if n == 1 { what } else { &plural })
 }
 
+/// `1 submission`, `0.5 submissions`.
+pub(super) fn rate(x: f64, what: &str) -> String {
+    // Only exactly one is one.
+    let of = counted(if x == 1.0 { 1 } else { 2 }, what);
+    let (_, words) = of.split_once(' ').unwrap_or_default();
+    format!("{} {words}", number(x))
+}
+
 /// The mode, and what it amounts to where that is another.
 pub(super) fn mode(mode: StorageMode, memory: Device) -> String {
     let resolved = mode.resolve(memory);
@@ -86,10 +94,11 @@ mod tests {
             [time(999), time(1500), time(2_345_678), time(3_000_000_000)],
             ["999 ns", "1.5 µs", "2.35 ms", "3.00 s"]
         );
-        assert_eq!([number(4.0), number(0.125), number(213.5)], ["4", "0.13", "213.5"]);
+        assert_eq!([number(4.0), number(0.127), number(213.5)], ["4", "0.13", "213.5"]);
         assert_eq!(
             [counted(1, "copy"), counted(2, "copy"), counted(3, "dispatch"), counted(0, "step")],
             ["1 copy", "2 copies", "3 dispatches", "0 steps"]
         );
+        assert_eq!([rate(1.0, "wait"), rate(1.5, "wait")], ["1 wait", "1.5 waits"]);
     }
 }
