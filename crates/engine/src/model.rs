@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use marlin_backend::{Backend, Ceilings, Program, TunedProduct};
+use marlin_backend::{Backend, BackendError, Ceilings, Program, TunedProduct};
 use marlin_cpu::Isa;
 use marlin_models::{ChatTemplate, Config, Message, ModelSource, Tokenizer};
 use marlin_placement::{Ledger, Phase};
@@ -54,6 +54,23 @@ impl Model {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_with_progress(
+        path: &Path,
+        options: &ModelOptions,
+        progress: Progress<'_>,
+    ) -> Result<Arc<Self>, EngineError> {
+        match Self::load_on(path, options, progress) {
+            // What the best device has no room for, or cannot multiply, the processor still can.
+            Err(EngineError::Backend(
+                BackendError::DoesNotFit { .. } | BackendError::Unsupported { .. },
+            )) if options.device == DeviceChoice::Auto => {
+                let cpu = ModelOptions { device: DeviceChoice::Cpu, ..options.clone() };
+                Self::load_on(path, &cpu, progress)
+            }
+            loaded => loaded,
+        }
+    }
+
+    fn load_on(
         path: &Path,
         options: &ModelOptions,
         progress: Progress<'_>,

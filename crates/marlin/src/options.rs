@@ -23,8 +23,7 @@ pub(crate) struct ModelOptions {
     )]
     pub(crate) model: Option<String>,
 
-    /// What runs the model
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help = Device::HELP)]
     pub(crate) device: Device,
 
     /// What activations are kept as on a GPU [default: what suits the model]
@@ -37,29 +36,41 @@ pub(crate) struct ModelOptions {
 }
 
 /// What runs the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Device {
-    /// The fastest device that can run it
-    Auto,
-    /// The processor
-    Cpu,
-    /// The first NVIDIA GPU
-    Cuda,
-    /// The Mac's GPU
-    Metal,
-    /// GPU kernels on the processor: strict, slow, for tests
-    Emulated,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Device(pub(crate) DeviceChoice);
+
+impl Device {
+    /// What `--help` says of the values.
+    pub(crate) const HELP: &'static str = "\
+What runs the model: auto (an NVIDIA GPU, else the Mac's, else the processor), cpu, cuda or cuda:N, metal or metal:N, \
+emulated (GPU kernels on the processor, strict and slow, in builds with that feature)";
+}
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, index) = match text.split_once(':') {
+            Some((name, index)) => (name, Some(index)),
+            None => (text, None),
+        };
+        let index = index.map(str::parse).transpose().map_err(|_| {
+            format!("expected a number after \"{name}:\", as `marlin devices` lists it")
+        })?;
+        Ok(Self(match (name, index) {
+            ("auto", None) => DeviceChoice::Auto,
+            ("cpu", None) => DeviceChoice::Cpu,
+            ("emulated", None) => DeviceChoice::Emulated,
+            ("cuda", index) => DeviceChoice::Cuda(index.unwrap_or(0)),
+            ("metal", index) => DeviceChoice::Metal(index.unwrap_or(0)),
+            _ => return Err("expected auto, cpu, cuda, cuda:N, metal, metal:N or emulated".into()),
+        }))
+    }
 }
 
 impl From<Device> for DeviceChoice {
     fn from(device: Device) -> Self {
-        match device {
-            Device::Auto => Self::Auto,
-            Device::Cpu => Self::Cpu,
-            Device::Cuda => Self::Cuda(0),
-            Device::Metal => Self::Metal(0),
-            Device::Emulated => Self::Emulated,
-        }
+        device.0
     }
 }
 

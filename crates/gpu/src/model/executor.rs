@@ -104,18 +104,19 @@ impl<T: Activation> GpuExecutor<T> {
             choice,
             logits: false,
         };
-        let mut context = LEAST_CONTEXT;
+        let mut context = self.context_class(1);
         loop {
             for turn in 0..IN_FLIGHT {
                 self.recording(decode(context, Choice::ArgMax), turn)?;
             }
-            if context >= self.options.context {
+            let next = self.context_class(context + 1);
+            if next == context {
                 break;
             }
-            context *= 2;
+            context = next;
         }
         for turn in 0..IN_FLIGHT {
-            self.recording(decode(LEAST_CONTEXT, Choice::Sample), turn)?;
+            self.recording(decode(self.context_class(1), Choice::Sample), turn)?;
         }
         // One prompt of each size that kernels tell apart.
         let mut tokens = self.options.max_tokens;
@@ -130,6 +131,11 @@ impl<T: Activation> GpuExecutor<T> {
         }
     }
 
+    /// Contexts of so many positions are divided like this one, which is no longer than the session's.
+    fn context_class(&self, positions: usize) -> usize {
+        positions.next_power_of_two().max(LEAST_CONTEXT).min(self.options.context)
+    }
+
     /// The shape of a prompt of one sequence.
     fn prompt_shape(&self, tokens: usize) -> StepShape {
         let mut tiles = [0; MAX_ROW_SHAPES];
@@ -140,7 +146,7 @@ impl<T: Activation> GpuExecutor<T> {
             tokens,
             outputs: 1,
             tiles: Some(tiles),
-            context: LEAST_CONTEXT,
+            context: 0,
             choice: Choice::ArgMax,
             logits: false,
         }
@@ -233,8 +239,9 @@ impl<T: Activation> GpuExecutor<T> {
             outputs,
             tiles: runs.then_some(counts),
             context: match runs {
-                true => LEAST_CONTEXT,
-                false => longest.next_power_of_two().max(LEAST_CONTEXT),
+                // Prompts are divided by tiles.
+                true => 0,
+                false => self.context_class(longest),
             },
             choice: match (several_outputs, greedy) {
                 (true, _) => Choice::EachOutput,

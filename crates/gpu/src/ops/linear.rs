@@ -195,11 +195,15 @@ impl GemmShape {
         let layout = weights.layout();
         let blocks = layout.blocks() as u32;
         let wide = weights.allows_wide();
-        // Row blocks that each unit has to take.
+        let units = if wide { blocks / 2 } else { blocks };
+        // Row blocks that each compute unit has to take.
         let share = layout.row_blocks() as f32 / properties.compute_units.max(1) as f32;
         let tiles = (tokens.div_ceil(8) as u32).next_power_of_two().clamp(1, 8);
         let (tiles, row_blocks, row_groups, k_groups, depth, stages) = match tiles {
-            1 if share <= 3.0 => (1, 1, 1, 16, 1, 2),
+            1 if gated => (1, 2, 1, 4, 1, 2),
+            // Where all of a SIMD-group's blocks are asked for at once, nothing is left to wait for.
+            1 if share <= 2.5 && units <= 32 => (1, 1, 1, 16, 2, 2),
+            1 if share <= 2.5 => (1, 1, 1, 16, 1, 2),
             1 if share <= 5.0 => (1, 1, 1, 8, 2, 2),
             // E2M1 takes more instructions to decode, and so more threads.
             1 if share > 10.0 && layout.code == FragmentCode::Fp4 => (1, 1, 1, 8, 1, 2),
@@ -209,6 +213,9 @@ impl GemmShape {
             2 if share <= 7.0 => (2, 2, 2, 4, 2, 2),
             2 if share <= 10.0 => (2, 2, 4, 4, 2, 3),
             2 => (2, 2, 4, 2, 2, 2),
+            // Prompts: threadgroups as large as they can be, and along k only as many as leave no unit without one.
+            _ if tokens > 64 && share * (tokens as f32 / 64.0) < 32.0 => (8, 2, 8, 2, 1, 4),
+            _ if tokens > 64 => (8, 2, 8, 1, 1, 4),
             _ if share <= 3.0 => (4, 2, 2, 4, 1, 2),
             _ if share <= 5.0 => (4, 2, 2, 4, 1, 3),
             tiles if share <= 10.0 => (tiles, 2, 4, 4, 1, 3),

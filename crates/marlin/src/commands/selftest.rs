@@ -23,8 +23,7 @@ Examples:
 
 Exit codes: 0 everything is right, 1 something is wrong or there is no such device.")]
 pub(crate) struct Args {
-    /// What to check
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help = Device::HELP)]
     device: Device,
 
     /// Write JSON, when everything is done

@@ -92,7 +92,8 @@ impl Line {
 
 fn text(lines: &[Line]) -> String {
     if lines.is_empty() {
-        return "nothing to tune: everything is known, or the device has nothing to choose\n".to_owned();
+        return "nothing to tune: everything is known, or the device has nothing to choose\n"
+            .to_owned();
     }
     let mut text = String::from(
         "| rows | columns | product | tokens up to | default µs | tuned µs |\n|---:|---:|---|---:|---:|---:|\n",

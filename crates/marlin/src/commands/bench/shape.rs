@@ -32,8 +32,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "int4-g128", value_name = "FORMAT")]
     format: Format,
 
-    /// What runs it
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help = Device::HELP)]
     device: Device,
 
     /// What activations are kept as on a GPU [default: f16]

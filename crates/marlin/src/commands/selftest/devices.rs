@@ -7,6 +7,7 @@ use marlin_cpu::CpuBackend;
 use marlin_gpu::Device as Gpu;
 use marlin_gpu::model::{Activations, GpuBackend};
 use marlin_placement::Device as Memory;
+use metal_marlin::DeviceChoice;
 
 use crate::error::CliError;
 use crate::options::Device;
@@ -87,12 +88,12 @@ fn release() -> Option<String> {
 
 /// The device that was asked for.
 pub(super) fn open(device: Device) -> Result<Found, CliError> {
-    match device {
-        Device::Cpu => cpu(),
-        Device::Cuda => cuda(),
-        Device::Metal => metal(),
-        Device::Emulated => emulated(),
-        Device::Auto => match cuda().or_else(|_| metal()) {
+    match device.into() {
+        DeviceChoice::Cpu => cpu(),
+        DeviceChoice::Cuda(index) => cuda(index),
+        DeviceChoice::Metal(index) => metal(index),
+        DeviceChoice::Emulated => emulated(),
+        DeviceChoice::Auto => match cuda(0).or_else(|_| metal(0)) {
             Ok(found) => Ok(found),
             Err(_) => cpu(),
         },
@@ -109,8 +110,9 @@ fn missing(message: &str) -> Result<Found, CliError> {
 }
 
 #[cfg(all(feature = "cuda", any(target_os = "linux", windows)))]
-fn cuda() -> Result<Found, CliError> {
-    let device = marlin_gpu::cuda::Cuda::open(0).map_err(|e| CliError::failed(e.to_string()))?;
+fn cuda(index: usize) -> Result<Found, CliError> {
+    let device =
+        marlin_gpu::cuda::Cuda::open(index).map_err(|e| CliError::failed(e.to_string()))?;
     let device = Arc::new(device);
     let counted = device.clone();
     let pipelines = move || {
@@ -121,15 +123,15 @@ fn cuda() -> Result<Found, CliError> {
 }
 
 #[cfg(not(all(feature = "cuda", any(target_os = "linux", windows))))]
-fn cuda() -> Result<Found, CliError> {
+fn cuda(_: usize) -> Result<Found, CliError> {
     missing("no cuda device: this build is without the feature `cuda`, or not for Linux or Windows")
 }
 
 #[cfg(all(feature = "metal", target_vendor = "apple"))]
-fn metal() -> Result<Found, CliError> {
+fn metal(index: usize) -> Result<Found, CliError> {
     use marlin_gpu::metal::{Metal, Settings};
     // An error shall tell how far the device came.
-    let settings = Settings { signposts: true, ..Settings::new(0) };
+    let settings = Settings { signposts: true, ..Settings::new(index) };
     let device = Metal::open_with(&settings).map_err(|e| CliError::failed(e.to_string()))?;
     let device = Arc::new(device);
     let counted = device.clone();
@@ -141,12 +143,12 @@ fn metal() -> Result<Found, CliError> {
 }
 
 #[cfg(all(not(feature = "metal"), target_vendor = "apple"))]
-fn metal() -> Result<Found, CliError> {
+fn metal(_: usize) -> Result<Found, CliError> {
     missing("no metal device: this build is without the feature `metal`")
 }
 
 #[cfg(not(target_vendor = "apple"))]
-fn metal() -> Result<Found, CliError> {
+fn metal(_: usize) -> Result<Found, CliError> {
     let system = std::env::consts::OS;
     missing(&format!("no metal device: Metal is there on Apple's systems only, this is {system}"))
 }
