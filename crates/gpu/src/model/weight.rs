@@ -12,6 +12,9 @@ use super::Shared;
 use crate::Buffer;
 use crate::ops::linear::FragmentWeights;
 
+/// What was made, each with the numbers of the weights that it was made from.
+type Kept<T> = Mutex<Vec<(Vec<u64>, Arc<T>)>>;
+
 /// A placed weight. What it became depends on the programs that use it: queries, keys and values are one matrix,
 /// gate and up another. The first weight of a group keeps it.
 pub(super) struct GpuWeight {
@@ -19,8 +22,8 @@ pub(super) struct GpuWeight {
     /// Tells it from every other weight of the process.
     pub(super) id: u64,
     pub(super) source: WeightSource,
-    matrices: Mutex<Vec<(Vec<u64>, Arc<FragmentWeights>)>>,
-    vectors: Mutex<Vec<(Vec<u64>, Arc<Buffer<f32>>)>>,
+    matrices: Kept<FragmentWeights>,
+    vectors: Kept<Buffer<f32>>,
 }
 
 impl GpuWeight {
