@@ -123,7 +123,8 @@ impl fmt::Display for AccessPattern {
                 D::Reads => "GPU read",
                 D::Writes => "GPU write",
                 D::ReadsWrites => "GPU write/read",
-                D::None | D::Unknown => "GPU access unknown",
+                D::None => "GPU access not used here",
+                D::Unknown => "GPU access unknown",
             };
             let host = match self.host {
                 H::None => "CPU access not used here",

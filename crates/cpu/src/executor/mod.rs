@@ -329,7 +329,9 @@ impl Executor for CpuExecutor {
         let state = state.get_mut().unwrap_or_else(PoisonError::into_inner);
         state.begin(settings);
         history.iter().for_each(|&token| state.push(token));
-        self.history.host_wrote(4 * history.len() as u64);
+        if !history.is_empty() {
+            self.history.host_wrote(4 * history.len() as u64);
+        }
         Ok(())
     }
 
