@@ -7,6 +7,8 @@ mod decode_step;
 mod errors;
 #[path = "metal_calls/memory.rs"]
 mod memory;
+#[path = "metal_calls/model.rs"]
+mod model;
 #[path = "metal_calls/pipelines.rs"]
 mod pipelines;
 
