@@ -19,6 +19,8 @@ struct GemmArgs {
     uint blocks;      // Blocks of 64 columns, padding included.
     uint groups;      // Scales of a row.
     float factor;     // Of all weights.
+    float epsilon;    // Added to the mean square (NORM_IN).
+    float offset;     // Added to the next norm's weight (NORM_OUT).
 };
 
 // What a code is: FragmentCode.
@@ -61,6 +63,10 @@ SPECIALISE(uint, STAGES, 17);
 // Scales multiply the f16 weights instead of the f32 sums, as Marlin's do: one rounding to f16 a weight, but half the
 // accumulators, which is what a SIMD-group with many tiles runs out of. Only f16 scales without minimums.
 SPECIALISE(bool, PRESCALED, 18);
+// x is what a norm makes of a residual but for the factor 1 / rms, which the sums get: `squares` says what it is.
+SPECIALISE(bool, NORM_IN, 19);
+// y is a residual that a norm comes after: y times the norm's weight goes to `scaled`, and the squares to `squares_out`.
+SPECIALISE(bool, NORM_OUT, 20);
 
 #include "weights.h"
 #include "fragment.h"
@@ -288,8 +294,8 @@ static inline float gate_activation(float x) {
     return 0.5f * x * (1.0f + tanh(inner));
 }
 
-// Bias, activation, residual: from sums (of gate and up) to an element of y.
-static inline void finish(
+// Bias, activation, residual: from sums (of gate and up) to an element of y, which it returns.
+static inline float finish(
     DEVICE(T) y, DEVICE(const float) bias, THREAD(const GemmArgs) args, uint token, uint row, float first,
     float second) {
     float factor = args->factor * (PRESCALED ? 1.0f : code_factor());
@@ -307,6 +313,28 @@ static inline void finish(
         value = value + load_float(y, at);
     }
     store_float(y, at, value);
+    return value;
+}
+
+// A norm between two products needs no dispatch of its own: norm(y) = y · weight / rms(y), so that the product before
+// it writes y · weight and the squares of each 16 rows, and the product after it divides its sums by rms(y). That is
+// the same arithmetic in another order; the parts are added up in a fixed one, so a result does not depend on which
+// threadgroup was first.
+
+// This thread's part of the squares of each token, of [tokens, columns / 16].
+static inline void load_squares(
+    DEVICE(const float) squares, THREAD(const GemmArgs) args, uint first_token, uint tokens, uint thread_index,
+    uint threads, THREAD(float) parts) {
+    uint count = (args->columns + 15u) / 16u;
+    UNROLL
+    for (uint token = 0u; token < 8u; ++token) {
+        parts[token] = 0.0f;
+        if (token < tokens) {
+            for (uint i = thread_index; i < count; i += threads) {
+                parts[token] = parts[token] + squares[(first_token + token) * count + i];
+            }
+        }
+    }
 }
 
 // W in the fragment layout (codes, scales, mins, supers: crates/formats/src/fragment.rs), x: [tokens, columns], bias:
@@ -316,7 +344,9 @@ static inline void finish(
 // Grid: x = row blocks over ROW_GROUPS · ROW_BLOCKS (gate row blocks where GATED: over ROW_GROUPS), y = tokens over TILES · 8, z = SPLITS.
 // Weights stream from memory straight into registers, DEPTH blocks ahead; nothing else would read
 // them, so threadgroup memory would only cost. Threadgroup memory (floats): STAGES rounds of x (STAGED), later the
-// SIMD-groups' sums: K_GROUPS · ROW_GROUPS · ROW_BLOCKS · 16 · TILES · 8.
+// SIMD-groups' sums: K_GROUPS · ROW_GROUPS · ROW_BLOCKS · 16 · TILES · 8, and with one tile 8 for each SIMD-group.
+// NORM_IN (one tile): squares: [tokens, columns / 16]. NORM_OUT: next_weight: [rows], scaled: [tokens, rows], squares_out:
+// [tokens, rows / 16].
 REQUIRES_SIMD_WIDTH(32)
 kernel void gemm(
     IN(uint) codes [[buffer(0)]],
@@ -328,6 +358,10 @@ kernel void gemm(
     INOUT(T) y [[buffer(6)]],
     INOUT_OPTIONAL(float) partial [[buffer(7)]],
     INLINE(GemmArgs) args [[buffer(8)]],
+    IN_OPTIONAL(float) squares [[buffer(9)]],
+    IN_OPTIONAL(float) next_weight [[buffer(10)]],
+    INOUT_OPTIONAL(T) scaled [[buffer(11)]],
+    INOUT_OPTIONAL(float) squares_out [[buffer(12)]],
     THREADGROUP(float) scratch [[threadgroup(0)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint3 threads [[threads_per_threadgroup]],
@@ -397,6 +431,10 @@ kernel void gemm(
     }
     // Weights are nobody's output, so they are on their way before the dispatch that makes x is done.
     wait_for_previous();
+    float square_parts[8];
+    if (NORM_IN) {
+        load_squares(squares, &sizes, first_token, tokens, thread_index, threads.x, square_parts);
+    }
     if (STAGED) {
         THREADGROUP(T) staged = threadgroup_cast(T, scratch);
         uint stage_size = TILES * 8u * staged_stride();
@@ -517,13 +555,26 @@ kernel void gemm(
             }
         }
     }
+    uint simd_groups = ROW_GROUPS * K_GROUPS;
+    THREADGROUP(float) square_sums = scratch + K_GROUPS * group_size;
+    if (NORM_IN) {
+        UNROLL
+        for (uint token = 0u; token < 8u; ++token) {
+            float sum = token < tokens ? simd_sum(square_parts[token]) : 0.0f;
+            if (lane == 0u) {
+                square_sums[token * simd_groups + simd_group] = sum;
+            }
+        }
+    }
     barrier_threadgroup();
     uint outputs = GATED ? ROW_GROUPS * 16u : group_rows;
     for (uint i = thread_index; i < outputs * TILES * 8u; i += threads.x) {
         uint local = i % outputs;
         uint token = i / outputs;
         uint row = group.x * outputs + local;
-        if (row < sizes.rows && token < tokens) {
+        bool inside = row < sizes.rows && token < tokens;
+        float square = 0.0f;
+        if (inside) {
             // Gate and up are the two row blocks of a SIMD-group.
             uint at = token * group_rows + (GATED ? local / 16u * 32u + local % 16u : local);
             float first = 0.0f;
@@ -534,8 +585,24 @@ kernel void gemm(
                     second = second + scratch[k * group_size + at + 16u];
                 }
             }
+            if (NORM_IN) {
+                float sum = 0.0f;
+                for (uint g = 0u; g < simd_groups; ++g) {
+                    sum = sum + square_sums[token * simd_groups + g];
+                }
+                float scale = rsqrt(sum / float(sizes.columns) + sizes.epsilon);
+                first = first * scale;
+                second = second * scale;
+            }
             if (SPLITS == 1u) {
-                finish(y, bias, &sizes, first_token + token, row, first, second);
+                float value = finish(y, bias, &sizes, first_token + token, row, first, second);
+                if (NORM_OUT) {
+                    float weighted = value * (sizes.offset + next_weight[row]);
+                    // As far as half reaches: an infinity would spread to every sum.
+                    weighted = min(max(weighted, -65504.0f), 65504.0f);
+                    store_float(scaled, (first_token + token) * sizes.rows + row, weighted);
+                    square = value * value;
+                }
             } else {
                 uint plane = (GATED ? 2u : 1u) * sizes.tokens * sizes.rows;
                 uint place = group.z * plane + (first_token + token) * sizes.rows + row;
@@ -543,6 +610,16 @@ kernel void gemm(
                 if (GATED) {
                     partial[place + sizes.tokens * sizes.rows] = second;
                 }
+            }
+        }
+        if (NORM_OUT) {
+            // Sixteen neighbouring lanes have the rows of one block: `outputs` is a multiple of 16.
+            square = square + simd_shuffle_xor(square, 1u);
+            square = square + simd_shuffle_xor(square, 2u);
+            square = square + simd_shuffle_xor(square, 4u);
+            square = square + simd_shuffle_xor(square, 8u);
+            if (inside && lane % 16u == 0u) {
+                squares_out[(first_token + token) * row_blocks + row / 16u] = square;
             }
         }
     }

@@ -14,7 +14,10 @@ use crate::ops::activation::{GateActivation, gated_activation};
 use crate::ops::attention::{Attention, decode_splits};
 use crate::ops::embed::{gather_rows, gather_weight_rows};
 use crate::ops::kv_cache::{AppendKv, KvAddressing};
-use crate::ops::linear::{Activation as Gated, Epilogue, gemm, gemv};
+use crate::ops::linear::{
+    Activation as Gated, Epilogue, FragmentWeights, NextNorm, PendingNorm, SHARED_NORM_TOKENS,
+    SharedNorm, gemm_between_norms, gemv,
+};
 use crate::ops::norm::{NormWeight, rms_norm, rms_norm_add};
 use crate::ops::rope::{HeadLayout, HeadValues, Heads, Rotation, rope};
 use crate::ops::sample::{Sample, arg_max, sample};
@@ -191,7 +194,8 @@ impl<T: Activation> Encoder<'_, T> {
                 let ids = self.memory.ids.slice(0..self.shape.tokens)?;
                 gather_weight_rows(list, &table, ids, *scale, self.write(*out)?)
             }
-            Step::Norm { x, norm, out } => {
+            Step::Norm { shared: Some(number), .. } if self.shares(*number) => Ok(()),
+            Step::Norm { x, norm, out, .. } => {
                 let weight = self.plan.vector(norm.weight);
                 let norm = norm_weight(norm, &weight);
                 let rows = self.rows(*out);
@@ -203,7 +207,7 @@ impl<T: Activation> Encoder<'_, T> {
                 let (x, rows) = (input(*x), self.rows(*residual));
                 rms_norm_add(list, self.read(x)?, norm, self.write(*residual)?, rows)
             }
-            Step::Linear { x, matrix, bias, gated, accumulate, out } => {
+            Step::Linear { x, matrix, bias, gated, accumulate, out, pending, next } => {
                 let bias = bias.map(|bias| self.plan.vector(bias));
                 let epilogue = Epilogue {
                     bias: bias.as_ref().map(|bias| bias.view()),
@@ -214,7 +218,8 @@ impl<T: Activation> Encoder<'_, T> {
                     accumulate: *accumulate,
                     stride: if out.stride == out.width { 0 } else { out.stride },
                 };
-                self.linear(list, input(*x), *matrix, epilogue, *out)
+                let shared = [*pending, *next].map(|number| number.filter(|&n| self.shares(n)));
+                self.linear(list, input(*x), *matrix, epilogue, *out, shared)
             }
             Step::GateUp { gate_up, activation, out } => {
                 let activation = match activation {
@@ -242,19 +247,60 @@ impl<T: Activation> Encoder<'_, T> {
         matrix: usize,
         epilogue: Epilogue<'_>,
         out: Place,
+        [pending, next]: [Option<usize>; 2],
     ) -> Result<(), GpuError> {
         let weights = self.plan.matrix(matrix);
         let tokens = self.rows(out);
         let (x, y) = (self.read(x)?, self.write(out)?);
         let properties = self.properties();
-        let fragments = properties.simd_width == 32 && T::TYPE != ElementType::F32;
-        if fragments && weights.layout().cols.is_multiple_of(8) {
-            let gated = epilogue.gated.is_some();
-            let shape = self.shared.tuning.shape(properties, &weights, tokens, gated);
-            gemm(list, shape, &weights, x, y, tokens, epilogue, None)
-        } else {
-            gemv(list, &weights, x, y, tokens, epilogue)
+        if !self.multiplies_fragments(&weights) {
+            return gemv(list, &weights, x, y, tokens, epilogue);
         }
+        let gated = epilogue.gated.is_some();
+        let shape = self.shared.tuning.shape(properties, &weights, tokens, gated);
+        let shared = |number: Option<usize>| number.map(|n| &self.plan.shared_norms[n]);
+        let squares = |width: usize| 0..tokens * width.div_ceil(16);
+        let pending = match shared(pending) {
+            Some(shared) => Some(PendingNorm {
+                squares: self.memory.squares.slice(squares(shared.out.width))?,
+                epsilon: shared.norm.eps,
+            }),
+            None => None,
+        };
+        let weight = shared(next).map(|shared| self.plan.vector(shared.norm.weight));
+        let next = match (shared(next), &weight) {
+            (Some(shared), Some(weight)) => Some(NextNorm {
+                weight: weight.view(),
+                offset: shared.norm.offset,
+                scaled: self.write(shared.out)?,
+                squares: self.memory.squares.slice_mut(squares(shared.out.width))?,
+            }),
+            _ => None,
+        };
+        let norms = SharedNorm { pending, next };
+        gemm_between_norms(list, shape, &weights, x, y, tokens, epilogue, None, norms)
+    }
+
+    /// Whether a product runs on matrix fragments.
+    fn multiplies_fragments(&self, weights: &FragmentWeights) -> bool {
+        self.properties().simd_width == 32
+            && T::TYPE != ElementType::F32
+            && weights.layout().cols.is_multiple_of(8)
+    }
+
+    /// Whether the products around a norm do it: few tokens, all of which go on, and products that can.
+    fn shares(&self, number: usize) -> bool {
+        let shared = &self.plan.shared_norms[number];
+        self.shape.tokens <= SHARED_NORM_TOKENS
+            && (!shared.selects || self.shape.outputs == self.shape.tokens)
+            && self.plan.steps.iter().all(|step| match step {
+                Step::Linear { matrix, pending, next, .. }
+                    if *pending == Some(number) || *next == Some(number) =>
+                {
+                    self.multiplies_fragments(&self.plan.matrix(*matrix))
+                }
+                _ => true,
+            })
     }
 
     fn attention(

@@ -10,6 +10,7 @@ use super::plan::{AttentionStep, Plan, Step};
 use super::{Activation, Shared};
 use crate::ops::attention::{RowShape, decode_splits, workspace_len};
 use crate::ops::kv_cache::{KV_BLOCK, KvLayout, KvStorage};
+use crate::ops::linear::SHARED_NORM_TOKENS;
 use crate::ops::sample::{SETTINGS_WORDS, SampleScratch, settings_record};
 use crate::{Buffer, Command, CommandList, DeviceProperties, GpuError, Region};
 
@@ -38,6 +39,8 @@ pub(super) struct Memory<T> {
     pub(super) frequencies: Vec<Buffer<f32>>,
     /// Partial results of a split context.
     pub(super) workspace: Buffer<f32>,
+    /// Squares of a norm that products share, of each 16 values.
+    pub(super) squares: Buffer<f32>,
     /// What the host says of a step; each step in flight has its own.
     pub(super) step: [Buffer<u32>; IN_FLIGHT],
     /// What the host reads of a step.
@@ -123,6 +126,12 @@ fn workspace(
     most
 }
 
+/// Floats of the squares of the widest shared norm; 1 where there is none.
+fn squares(plan: &Plan) -> usize {
+    let widths = plan.shared_norms.iter().map(|shared| shared.out.width.div_ceil(16));
+    (SHARED_NORM_TOKENS * widths.max().unwrap_or(0)).max(1)
+}
+
 /// Bytes of device memory that a session takes, before it is made.
 pub(super) fn bytes<T: Activation>(
     shared: &Shared,
@@ -138,6 +147,7 @@ pub(super) fn bytes<T: Activation>(
     }
     bytes += slot_elements(plan, options).iter().sum::<usize>() * size_of::<T>();
     bytes += 4 * workspace(shared.device.properties(), &steps, options);
+    bytes += 4 * squares(plan);
     bytes += 4 * options.max_sequences * options.context;
     bytes += SampleScratch::bytes(options.max_outputs, options.max_sequences, plan.vocabulary);
     bytes += 4 * IN_FLIGHT * step_words(options, MAX_ROW_SHAPES);
@@ -231,6 +241,7 @@ impl<T: Activation> Memory<T> {
                 workspace(properties, steps, options),
                 own,
             )?,
+            squares: device.allocate("norm squares", squares(plan), own)?,
             step: [step(0)?, step(1)?],
             chosen: [chosen(0)?, chosen(1)?],
             ids: device.allocate("step ids", options.max_tokens, own)?,
@@ -293,7 +304,7 @@ impl<T: Activation> Memory<T> {
     pub(super) fn bytes(&self) -> u64 {
         let words = [&self.ids, &self.sampled, &self.scored, &self.history, &self.settings];
         let words = words.into_iter().chain(&self.step).chain(&self.chosen);
-        let floats = self.frequencies.iter().chain([&self.workspace]);
+        let floats = self.frequencies.iter().chain([&self.workspace, &self.squares]);
         let activations = self.activations.iter().map(Buffer::allocation);
         let caches = self.caches.iter().map(|cache| cache.buffer.allocation());
         words

@@ -1,5 +1,6 @@
 //! From a program's ops to steps over matrices, vectors and places in memory.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,6 +35,16 @@ pub(super) struct NormStep {
     pub(super) offset: f32,
 }
 
+/// A norm between products that can share it: a residual's last product before it, and every reader after it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SharedNormStep {
+    pub(super) norm: NormStep,
+    /// Where the norm's readers look.
+    pub(super) out: Place,
+    /// Whether output rows are selected in between, so that sharing needs every token to be one.
+    pub(super) selects: bool,
+}
+
 /// One op, or what it was taken apart into. Numbers are indices in the plan.
 pub(super) enum Step {
     Embed {
@@ -45,6 +56,8 @@ pub(super) enum Step {
         x: Place,
         norm: NormStep,
         out: Place,
+        /// Its number, where products can share it.
+        shared: Option<usize>,
     },
     AddNorm {
         x: Place,
@@ -58,6 +71,10 @@ pub(super) enum Step {
         gated: Option<Activation>,
         accumulate: bool,
         out: Place,
+        /// The norm that it can share with the products before it.
+        pending: Option<usize>,
+        /// The norm that it can share with the products after it.
+        next: Option<usize>,
     },
     /// Gate and up of different formats, multiplied apart.
     GateUp {
@@ -114,6 +131,7 @@ pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
     matrices: Vec<MatrixSpec>,
     vectors: Vec<VectorSpec>,
+    pub(super) shared_norms: Vec<SharedNormStep>,
     /// Distinct tables of rotary frequencies.
     pub(super) frequencies: Vec<Arc<[f32]>>,
     pub(super) slots: Vec<Slot>,
@@ -141,12 +159,16 @@ impl Plan {
         let mut builder = Builder {
             shared,
             program,
+            sharing: Sharing::of(program),
+            shared_numbers: HashMap::new(),
+            begun: None,
             places: places.tensors,
             gate_up: places.gate_up,
             plan: Self {
                 steps: Vec::new(),
                 matrices: Vec::new(),
                 vectors: Vec::new(),
+                shared_norms: Vec::new(),
                 frequencies: Vec::new(),
                 slots: places.slots,
                 caches: program.caches.clone(),
@@ -269,6 +291,13 @@ impl Places {
                 widths[members[0]] = first;
             }
         }
+        // The product before a shared norm writes where its readers look.
+        for (i, norm) in Sharing::of(program).begins.into_iter().enumerate() {
+            if let Some(Op::RmsNorm { out, .. }) = norm.map(|norm| &program.ops[norm]) {
+                let life = &mut lives[leader[out.index()].0];
+                life.start = life.start.min(i);
+            }
+        }
         // Where every token is an output, the selection's result is its input.
         for op in &program.ops {
             if let Op::SelectOutputs { x, out } = op {
@@ -320,9 +349,67 @@ impl Places {
     }
 }
 
+/// Which norms lie between products that can do them.
+struct Sharing {
+    /// For each op that is such a norm, whether outputs are selected before it.
+    norms: Vec<Option<bool>>,
+    /// For each op the norm op that it would begin.
+    begins: Vec<Option<usize>>,
+    /// For each op the norm op that it would finish.
+    finishes: Vec<Option<usize>>,
+}
+
+impl Sharing {
+    /// A product that adds to a residual, a norm of the residual, perhaps with output rows selected in between, and
+    /// products that read the norm's result, which nothing else does.
+    fn of(program: &Program) -> Self {
+        let ops = &program.ops;
+        let mut sharing = Self {
+            norms: vec![None; ops.len()],
+            begins: vec![None; ops.len()],
+            finishes: vec![None; ops.len()],
+        };
+        for (i, op) in ops.iter().enumerate() {
+            let Op::RmsNorm { x, out, .. } = op else { continue };
+            let before = |i: usize| i.checked_sub(1).map(|i| (i, &ops[i]));
+            let (selects, source, producer) = match before(i) {
+                Some((at, Op::SelectOutputs { x: from, out })) if out == x => {
+                    (true, *from, before(at))
+                }
+                producer => (false, *x, producer),
+            };
+            let Some((producer, Op::Linear { parts, .. })) = producer else { continue };
+            let adds = matches!(&parts[..], [part] if part.accumulate && part.out == source);
+            let readers: Vec<usize> = (i + 1..ops.len())
+                .filter(|&at| {
+                    let mut uses = false;
+                    ops[at].visit_tensors(|t| uses |= t == *out);
+                    uses
+                })
+                .collect();
+            let multiply = |&at: &usize| match &ops[at] {
+                Op::Linear { x, parts } => x == out && parts.iter().all(|part| part.out != *out),
+                Op::GatedLinear { x, out: y, .. } => x == out && y != out,
+                _ => false,
+            };
+            if adds && !readers.is_empty() && readers.iter().all(multiply) {
+                sharing.norms[i] = Some(selects);
+                sharing.begins[producer] = Some(i);
+                readers.iter().for_each(|&reader| sharing.finishes[reader] = Some(i));
+            }
+        }
+        sharing
+    }
+}
+
 struct Builder<'a> {
     shared: &'a Arc<Shared>,
     program: &'a Program,
+    sharing: Sharing,
+    /// For each op that is a shared norm its number.
+    shared_numbers: HashMap<usize, usize>,
+    /// The linear step that begins the next norm.
+    begun: Option<usize>,
     places: Vec<Place>,
     gate_up: Vec<Option<Place>>,
     plan: Plan,
@@ -345,14 +432,32 @@ impl Builder<'_> {
                 Step::Embed { table, scale: *scale, out: self.at(*out) }
             }
             Op::RmsNorm { x, norm, out } => {
-                let norm = self.norm(norm)?;
-                Step::Norm { x: self.at(*x), norm, out: self.at(*out) }
+                let (x, norm, out) = (self.at(*x), self.norm(norm)?, self.at(*out));
+                let shared = self.sharing.norms[index].map(|selects| {
+                    let number = self.plan.shared_norms.len();
+                    self.plan.shared_norms.push(SharedNormStep { norm, out, selects });
+                    self.shared_numbers.insert(index, number);
+                    // The product before it was planned when nobody knew its number.
+                    if let Some(step) = self.begun.take()
+                        && let Step::Linear { next, .. } = &mut self.plan.steps[step]
+                    {
+                        *next = Some(number);
+                    }
+                    number
+                });
+                Step::Norm { x, norm, out, shared }
             }
             Op::AddRmsNorm { x, norm, residual } => {
                 let norm = self.norm(norm)?;
                 Step::AddNorm { x: self.at(*x), norm, residual: self.at(*residual) }
             }
-            Op::Linear { x, parts } => return self.linear(*x, parts),
+            Op::Linear { x, parts } => {
+                self.linear(index, *x, parts)?;
+                if self.sharing.begins[index].is_some() {
+                    self.begun = Some(self.plan.steps.len() - 1);
+                }
+                return Ok(());
+            }
             Op::GatedLinear { x, gate, up, activation, out } => {
                 return self.gated(index, *x, [gate, up], *activation, *out);
             }
@@ -378,7 +483,13 @@ impl Builder<'_> {
     }
 
     /// Parts that lie side by side in one tensor are one matrix where their formats allow.
-    fn linear(&mut self, x: Tensor, parts: &[LinearPart]) -> Result<(), BackendError> {
+    fn linear(
+        &mut self,
+        index: usize,
+        x: Tensor,
+        parts: &[LinearPart],
+    ) -> Result<(), BackendError> {
+        let pending = self.pending(index);
         let is_head = parts.iter().any(|p| p.out == self.program.logits);
         let mut rest = parts;
         while !rest.is_empty() {
@@ -415,6 +526,8 @@ impl Builder<'_> {
                 gated: None,
                 accumulate: now[0].accumulate,
                 out: Place { width, ..out },
+                pending,
+                next: None,
             });
             rest = later;
         }
@@ -429,14 +542,22 @@ impl Builder<'_> {
         activation: Activation,
         out: Tensor,
     ) -> Result<(), BackendError> {
-        let (x, out) = (self.at(x), self.at(out));
+        let (x, out, pending) = (self.at(x), self.at(out), self.pending(index));
+        let linear = |matrix, gated, out| Step::Linear {
+            x,
+            matrix,
+            bias: None,
+            gated,
+            accumulate: false,
+            out,
+            pending,
+            next: None,
+        };
         for weight in weights {
             self.count(weight, false);
         }
         if let Some(matrix) = self.matrix(&weights.map(Weight::clone), Union::Gated)? {
-            let gated = Some(activation);
-            let step = Step::Linear { x, matrix, bias: None, gated, accumulate: false, out };
-            self.plan.steps.push(step);
+            self.plan.steps.push(linear(matrix, Some(activation), out));
             return Ok(());
         }
         let Some(gate_up) = self.gate_up[index] else {
@@ -447,11 +568,15 @@ impl Builder<'_> {
             let Some(matrix) = self.matrix(alone, Union::Stacked)? else { continue };
             let width = gate_up.width / 2;
             let out = Place { first: i * width, width, ..gate_up };
-            let step = Step::Linear { x, matrix, bias: None, gated: None, accumulate: false, out };
-            self.plan.steps.push(step);
+            self.plan.steps.push(linear(matrix, None, out));
         }
         self.plan.steps.push(Step::GateUp { gate_up, activation, out });
         Ok(())
+    }
+
+    /// The number of the shared norm that op `index` would finish.
+    fn pending(&self, index: usize) -> Option<usize> {
+        self.sharing.finishes[index].and_then(|norm| self.shared_numbers.get(&norm).copied())
     }
 
     /// The bytes and multiply-adds of a matrix.

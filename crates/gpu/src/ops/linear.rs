@@ -145,6 +145,46 @@ pub struct Epilogue<'a> {
     pub stride: usize,
 }
 
+/// A norm that two products share, without a dispatch of its own: the one before it writes its result times the norm's
+/// weight, and the one after it divides its sums by the root of the mean square.
+pub struct SharedNorm<'a, T> {
+    /// This product's x was written by a product with `next`.
+    pub pending: Option<PendingNorm<'a>>,
+    /// What comes after this product.
+    pub next: Option<NextNorm<'a, T>>,
+}
+
+impl<T> Default for SharedNorm<'_, T> {
+    fn default() -> Self {
+        Self { pending: None, next: None }
+    }
+}
+
+/// What is left to do of a norm.
+#[derive(Clone, Copy)]
+pub struct PendingNorm<'a> {
+    /// `[tokens, columns / 16]`, rounded up: the squares of each 16 values.
+    pub squares: View<'a, f32>,
+    /// Added to the mean square.
+    pub epsilon: f32,
+}
+
+/// A norm that is begun.
+#[derive(Clone, Copy)]
+pub struct NextNorm<'a, T> {
+    /// One factor a row.
+    pub weight: View<'a, f32>,
+    /// Added to the weight.
+    pub offset: f32,
+    /// `[tokens, rows]`: y times the weight.
+    pub scaled: ViewMut<'a, T>,
+    /// `[tokens, rows / 16]`, rounded up.
+    pub squares: ViewMut<'a, f32>,
+}
+
+/// Tokens that products can share a norm of.
+pub const SHARED_NORM_TOKENS: usize = 8;
+
 /// The activation of a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -259,7 +299,9 @@ impl GemmShape {
         let sums = self.k_groups * self.row_groups * self.row_blocks * 16 * self.tiles * 8 * 4;
         let columns = self.k_groups * if self.wide { 128 } else { 64 };
         let stages = self.stages * self.tiles * 8 * (columns + 16) * 2;
-        sums.max(if self.staged { stages } else { 0 })
+        // Of a shared norm: the SIMD-groups' squares.
+        let squares = if self.tiles == 1 { self.k_groups * self.row_groups * 8 * 4 } else { 0 };
+        (sums + squares).max(if self.staged { stages } else { 0 })
     }
 }
 
@@ -416,6 +458,25 @@ pub fn gemm<T: Element>(
     epilogue: Epilogue<'_>,
     partial: Option<ViewMut<'_, f32>>,
 ) -> Result<(), GpuError> {
+    gemm_between_norms(list, shape, weights, x, y, tokens, epilogue, partial, SharedNorm::default())
+}
+
+/// As [`gemm`], with norms that it shares with the products before and after it.
+///
+/// # Errors
+/// As [`gemm`]; more than [`SHARED_NORM_TOKENS`] tokens, parts of k between threadgroups, or buffers of other lengths.
+#[allow(clippy::too_many_arguments, reason = "a product has so many parts")]
+pub fn gemm_between_norms<T: Element>(
+    list: &mut CommandList,
+    shape: GemmShape,
+    weights: &FragmentWeights,
+    x: View<'_, T>,
+    y: ViewMut<'_, T>,
+    tokens: usize,
+    epilogue: Epilogue<'_>,
+    partial: Option<ViewMut<'_, f32>>,
+    norms: SharedNorm<'_, T>,
+) -> Result<(), GpuError> {
     let s = sizes(weights, &x, &y, tokens, &epilogue)?;
     let layout = weights.layout();
     let refuse = |reason: String| Err(GpuError::Launch { kernel: "gemm".to_owned(), reason });
@@ -437,6 +498,26 @@ pub fn gemm<T: Element>(
     }
     if !layout.cols.is_multiple_of(8) {
         return refuse(format!("{} columns, expected a multiple of 8", layout.cols));
+    }
+    if norms.pending.is_some() || norms.next.is_some() {
+        if tiles != 1 || tokens > SHARED_NORM_TOKENS || splits > 1 {
+            return refuse(format!(
+                "{tokens} tokens in {tiles} tiles and {splits} parts of k share a norm, expected at most \
+                 {SHARED_NORM_TOKENS} in 1 tile and 1 part"
+            ));
+        }
+        let (rows, cols) = (layout.rows, layout.cols);
+        let lengths = [
+            ("pending squares", norms.pending.map(|n| n.squares.len()), tokens * cols.div_ceil(16)),
+            ("the next norm's weight", norms.next.map(|n| n.weight.len()), rows),
+            ("scaled y", norms.next.map(|n| n.scaled.len()), tokens * rows),
+            ("squares", norms.next.map(|n| n.squares.len()), tokens * rows.div_ceil(16)),
+        ];
+        for (name, found, expected) in lengths {
+            if let Some(found) = found.filter(|found| *found != expected) {
+                return refuse(format!("{name}: {found} elements, expected {expected}"));
+            }
+        }
     }
     let parts = if gated { 2 } else { 1 };
     let needed = splits as usize * parts * layout.rows * tokens;
@@ -468,6 +549,8 @@ pub fn gemm<T: Element>(
         wide,
         stages,
         prescaled,
+        norm_in: norms.pending.is_some(),
+        norm_out: norms.next.is_some(),
     };
     let args = GemmArgs {
         rows: s.rows,
@@ -478,6 +561,8 @@ pub fn gemm<T: Element>(
         blocks: layout.blocks() as u32,
         groups: layout.groups() as u32,
         factor: layout.factor,
+        epsilon: norms.pending.map_or(0.0, |n| n.epsilon),
+        offset: norms.next.map_or(0.0, |n| n.offset),
     };
     let rows_of_group = row_groups * if gated { 1 } else { row_blocks };
     let grid = Grid::xyz(
@@ -496,6 +581,10 @@ pub fn gemm<T: Element>(
             bias: epilogue.bias,
             y,
             partial,
+            squares: norms.pending.map(|n| n.squares),
+            next_weight: norms.next.map(|n| n.weight),
+            scaled: norms.next.map(|n| n.scaled),
+            squares_out: norms.next.map(|n| n.squares),
             args,
             scratch: shape.threadgroup_bytes() / 4,
             constants,
