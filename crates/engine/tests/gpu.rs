@@ -378,12 +378,14 @@ fn steady_decode_keeps_the_budgets() {
         let copied = |direction| {
             after.copied_bytes(phase, direction) - before.copied_bytes(phase, direction)
         };
-        assert_eq!(copied(Direction::DeviceToHost), 4 * steps as u64);
+        let read_back = after.read_back_bytes(phase) - before.read_back_bytes(phase);
+        assert_eq!(read_back, 4 * steps as u64);
         assert_eq!(copied(Direction::HostToHost), 0);
         assert_eq!(copied(Direction::DeviceToDevice), 0);
         // Id, slot and position of the token and its output: no parameter buffers beside them.
         assert!(copied(Direction::HostToDevice) <= 64 * steps as u64);
         assert_eq!(after.submissions(phase) - before.submissions(phase), steps as u64);
+        assert_eq!(after.steps(phase).steps - before.steps(phase).steps, steps as u64);
         for buffer in &after.buffers {
             let expected = marlin_placement::policy(&buffer.pattern, Some(buffer.bytes)).mode;
             assert_eq!(buffer.mode, expected, "{}", buffer.name);

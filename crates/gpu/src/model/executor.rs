@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use marlin_backend::{BackendError, Batch, Executor, ExecutorOptions, SamplingSettings, StepToken};
-use marlin_placement::{Direction, Phase, Tally};
+use marlin_placement::Phase;
 
 use super::encode::{Choice, Encoder, StepShape};
 use super::memory::{IN_FLIGHT, MAX_ROW_SHAPES, Memory};
@@ -48,8 +48,6 @@ pub(super) struct GpuExecutor<T> {
     logits_read: Option<Buffer<T>>,
     logits: Vec<f32>,
     raw_logits: Vec<T>,
-    tokens_tally: Tally,
-    logits_tally: Tally,
 }
 
 impl<T: Activation> GpuExecutor<T> {
@@ -70,10 +68,7 @@ impl<T: Activation> GpuExecutor<T> {
             }
         }
         let memory = Memory::new(&shared, &plan, &options)?;
-        let ledger = shared.device.ledger();
         let mut executor = Self {
-            tokens_tally: ledger.copies(Direction::DeviceToHost, "sampled tokens"),
-            logits_tally: ledger.copies(Direction::DeviceToHost, "logits that the host asked for"),
             recordings: HashMap::new(),
             in_flight: VecDeque::with_capacity(IN_FLIGHT),
             turn: 0,
@@ -303,7 +298,6 @@ impl<T: Activation> GpuExecutor<T> {
         if step.outputs > 0 {
             let from = self.memory.chosen[step.turn].allocation();
             device.read(from, 0, bytemuck::cast_slice_mut(&mut self.sampled))?;
-            self.tokens_tally.record(4 * step.outputs as u64);
         }
         self.logits.clear();
         if step.logits
@@ -312,7 +306,6 @@ impl<T: Activation> GpuExecutor<T> {
             self.raw_logits.resize(step.outputs * self.plan.logits.width, T::zeroed());
             let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.raw_logits);
             device.read(from.allocation(), 0, bytes)?;
-            self.logits_tally.record(bytes.len() as u64);
             let cap = self.plan.softcap;
             self.logits.extend(self.raw_logits.iter().map(|x| match cap {
                 Some(cap) => cap * (x.to_f32() / cap).tanh(),
@@ -360,7 +353,10 @@ impl<T: Activation> Executor for GpuExecutor<T> {
         }
         let phase = if shape.tiles.is_some() { Phase::Prefill } else { Phase::Decode };
         let recording = self.recording(shape, self.turn)?;
-        self.shared.device.ledger().enter(phase);
+        // What the host reads of it, it reads in place or by a copy of the recording's: either is counted
+        // where it happens.
+        let ledger = self.shared.device.ledger();
+        ledger.begin_step(phase, batch.tokens.len() as u64, shape.outputs as u64);
         self.write(batch, &shape).map_err(|e| self.shared.error(e))?;
         let submission = self.shared.device.submit(&recording).map_err(|e| self.shared.error(e))?;
         self.in_flight.push_back(InFlight {
