@@ -17,7 +17,11 @@ fn fixture(name: &str) -> PathBuf {
 
 /// `count` prompts of different lengths, continued together for `tokens` tokens on the processor.
 fn run(name: &str, count: usize, tokens: usize, kv: KvFormat) -> RunAudit {
-    let options = ModelOptions { device: DeviceChoice::Cpu, ..ModelOptions::default() };
+    run_on(DeviceChoice::Cpu, name, count, tokens, kv)
+}
+
+fn run_on(device: DeviceChoice, name: &str, count: usize, tokens: usize, kv: KvFormat) -> RunAudit {
+    let options = ModelOptions { device, ..ModelOptions::default() };
     let model = Model::load(&fixture(name), &options).unwrap();
     let options = SessionOptions { ctx: 96, max_sequences: count, kv, ..SessionOptions::default() };
     let mut session = model.session(options).unwrap();
@@ -122,4 +126,33 @@ fn a_session_that_ran_nothing_has_an_audit_too() {
     assert!(audit.summary.per_token.is_none() && audit.step.is_none());
     assert!(Budget::design().check(&audit).iter().all(|line| !line.exceeded));
     assert_eq!(model.audit().run.context, 0);
+}
+
+#[test]
+fn a_run_on_the_emulated_device_audits_itself_too() {
+    let audit = run_on(DeviceChoice::Emulated, "llama3_rope.gguf", 2, 8, KvFormat::F16);
+    assert!(audit.modes_agree(), "{:#?}", audit.findings);
+    let bad: Vec<_> = audit.findings.iter().filter(|f| f.severity > Severity::Note).collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+    for line in Budget::design().check(&audit) {
+        // A GGUF file's weights are not in the order that the kernels read: they cannot be adopted, and
+        // are uploaded in that order, once.
+        if line.limit == "weight_copies" {
+            assert!(line.found.is_some_and(|copies| copies <= 1.0), "{line}");
+        } else {
+            assert!(!line.exceeded && line.found.is_some(), "{line}");
+        }
+    }
+    // What each kernel touches is known from its recording: every layer's cache is written by each step.
+    let cache = audit.buffers.iter().find(|b| b.category == Category::KvCache).unwrap();
+    let decode = audit.summary.phase(Phase::Decode);
+    let writes = cache.accessed_by.iter().filter(|a| a.phase == Phase::Decode).map(|a| a.writes);
+    assert!(writes.sum::<u64>() >= decode.steps * cache.count, "{cache:#?}");
+    let step = audit.step.as_ref().unwrap();
+    let dispatches = step.events.iter().filter(|e| e.kind == TimelineKind::Dispatch);
+    let sites: Vec<&str> = dispatches.map(|e| e.site.module.as_str()).collect();
+    assert!(
+        sites.len() > 10 && sites.iter().all(|s| s.starts_with("crates/gpu/src/ops/")),
+        "{sites:?}"
+    );
 }
