@@ -1,6 +1,6 @@
 //! What is asked of Metal: one method a call, safe to use, with nothing decided in it. Everything that is decided (modes,
 //! staging, barriers, residency, errors) is above, so that it is the same code over Apple's Metal
-//! ([`objc`](super::objc)) and over the double that records the calls.
+//! (`objc`) and over the double that records the calls.
 //!
 //! Methods that are given a range panic if it does not lie in the buffer: the caller has checked it.
 

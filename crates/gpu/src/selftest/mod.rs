@@ -6,6 +6,7 @@
 mod cache;
 mod codes;
 mod elementwise;
+mod experts;
 mod memory;
 mod model;
 mod products;
@@ -121,6 +122,7 @@ pub fn check_device(device: &dyn Device, tell: &mut dyn FnMut(&Check)) -> Vec<Ch
     elementwise::run(device, &mut runner);
     products::run(device, &mut runner);
     cache::run(device, &mut runner);
+    experts::run(device, &mut runner);
     codes::run(device, &mut runner);
     sampling::run(device, &mut runner);
     runner.checks
