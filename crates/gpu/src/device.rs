@@ -36,6 +36,14 @@ pub struct DeviceProperties {
     pub adoption_alignment: usize,
 }
 
+impl DeviceProperties {
+    /// Whether SIMD-groups multiply in teams whose matrix units read threadgroup memory themselves: `wgmma`, which
+    /// only Hopper has.
+    pub fn multiplies_in_teams(&self) -> bool {
+        self.kind == "cuda" && self.architecture.starts_with("sm_90")
+    }
+}
+
 /// A device. Memory is placed by the policy from its access pattern; nobody picks a mode.
 ///
 /// The modes mean what `docs/kernels.md` says: [`write`](Device::write) to `Managed` memory

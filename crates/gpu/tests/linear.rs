@@ -239,6 +239,7 @@ fn every_shape_of_gemm_gives_the_same_product() {
         wide: false,
         stages: 2,
         prescaled: false,
+        batched: false,
     };
     let shapes = [
         shape(1, 1, 1, 2, 1, false),
@@ -272,6 +273,117 @@ fn every_shape_of_gemm_gives_the_same_product() {
                         gemm(list, shape, w, x, y, count, e, partial)
                     },
                 );
+            }
+        }
+    }
+}
+
+/// A shape of `gemm_batch`.
+fn batch(tiles: u32, row_blocks: u32, k_groups: u32, depth: u32, stages: u32) -> GemmShape {
+    GemmShape {
+        tiles,
+        row_blocks,
+        row_groups: 4,
+        k_groups,
+        depth,
+        staged: true,
+        splits: 1,
+        wide: false,
+        stages,
+        prescaled: true,
+        batched: true,
+    }
+}
+
+#[test]
+fn every_shape_of_gemm_batch_gives_the_same_product() {
+    let shapes = [
+        batch(1, 1, 1, 1, 3),
+        batch(2, 1, 4, 2, 4),
+        batch(4, 2, 2, 4, 4),
+        batch(8, 1, 1, 2, 3),
+        batch(16, 1, 1, 2, 4),
+        GemmShape { row_groups: 8, ..batch(2, 1, 2, 4, 3) },
+        GemmShape { splits: 3, ..batch(1, 1, 2, 1, 3) },
+    ];
+    let (rows, cols) = (72, 328);
+    let format: Format = "int4-g128".parse().unwrap();
+    let padded: Format = "int4-g32".parse().unwrap();
+    for device in common::devices_of_width(32) {
+        for (i, shape) in shapes.into_iter().enumerate() {
+            // Sixteen tiles need more threadgroup memory than every device has.
+            if shape.threadgroup_bytes() > device.properties().threadgroup_bytes {
+                continue;
+            }
+            let count = shape.tiles as usize * 8 - 5 + 8 * (i % 2);
+            let partial = common::output::<f32>(&*device, shape.splits as usize * rows * count);
+            // Columns that end within a block, for formats whose groups allow it.
+            let (format, cols) = if i % 2 == 0 { (format, 640) } else { (padded, cols - 8) };
+            check::<f16>(
+                &*device,
+                format,
+                rows,
+                cols,
+                tokens(count),
+                1.0 / 1024.0,
+                |list, w, x, y, e| {
+                    let partial = (shape.splits > 1).then(|| partial.view_mut().unwrap());
+                    gemm(list, shape, w, x, y, count, e, partial)
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn gemm_batch_multiplies_every_format_whose_weights_fit_f16() {
+    for device in common::devices_of_width(32) {
+        let mut multiplied = 0;
+        for (i, format) in Format::ALL.into_iter().enumerate() {
+            let shape = batch([1, 2][i % 2], 1, 1, 1, 3);
+            let count = [7, 9][i % 2];
+            let owned = matrix(format, 19, 256);
+            let weights = FragmentWeights::upload(&*device, "weights", &[owned.view()]).unwrap();
+            if !weights.allows_batched() {
+                let x = device.upload_new("x", &vec![f16::ONE; 256 * count]).unwrap();
+                let y = common::output::<f16>(&*device, 19 * count);
+                let (mut list, e) = (CommandList::new("refused"), Epilogue::default());
+                let (x, y) = (x.view(), y.view_mut().unwrap());
+                let error = gemm(&mut list, shape, &weights, x, y, count, e, None).unwrap_err();
+                assert!(error.to_string().contains("which the kernel does not have"), "{error}");
+                continue;
+            }
+            multiplied += 1;
+            // Each weight is rounded to f16, where there is a scale that is not f16 after that was, and a minimum.
+            let rounding = 3.0 / 1024.0;
+            check::<f16>(&*device, format, 19, 256, tokens(count), rounding, |list, w, x, y, e| {
+                gemm(list, shape, w, x, y, count, e, None)
+            });
+        }
+        assert!(multiplied > 20, "{multiplied}");
+    }
+}
+
+#[test]
+fn gemm_batch_finishes_its_sums() {
+    let format: Format = "q4_0".parse().unwrap();
+    let cases = [
+        Case { bias: true, ..tokens(3) },
+        Case { accumulate: true, ..tokens(9) },
+        Case { gated: Some(Activation::Silu), ..tokens(5) },
+        Case { gated: Some(Activation::Gelu), bias: true, accumulate: true, ..tokens(17) },
+    ];
+    for device in common::devices_of_width(32) {
+        for case in cases {
+            let row_blocks = if case.gated.is_some() { 2 } else { 1 };
+            for splits in [1, 2] {
+                let shape = GemmShape { splits, ..batch(2, row_blocks, 2, 2, 3) };
+                let partial = common::output::<f32>(&*device, 2 * 2 * 35 * case.tokens);
+                let rounding = 1.0 / 512.0;
+                check::<bf16>(&*device, format, 35, 320, case, rounding, |list, w, x, y, e| {
+                    let partial = (splits > 1).then(|| partial.view_mut().unwrap());
+                    gemm(list, shape, w, x, y, case.tokens, e, partial)
+                });
             }
         }
     }

@@ -265,29 +265,32 @@ MARLIN_INLINE void store_float(half *p, ulong i, float v) { p[i] = half(v); }
 MARLIN_INLINE void store_float(bf16 *p, ulong i, float v) { p[i] = bf16_from_float(v); }
 
 // Weights are read once: they must not push the activations out of L1, and a memory sector fetched
-// with its neighbours saves requests (PTX ISA, "ld.global.nc", level::prefetch_size).
+// with its neighbours saves requests (PTX ISA, "ld.global", level::prefetch_size).
+//
+// Not ld.global.nc: the assembler moves such loads over barriers, and puts those for the next turn of a loop at the end of
+// this one, where their latency is not hidden by anything. These stay before the barrier that follows them.
 template <int Bytes> struct marlin_stream;
 template <> struct marlin_stream<4> {
     static __forceinline__ __device__ void load(void *out, const void *p) {
-        asm("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];"
-            : "=r"(*(uint *)out)
-            : "l"(__cvta_generic_to_global(p)));
+        asm volatile("ld.global.L1::no_allocate.L2::128B.u32 %0, [%1];"
+                     : "=r"(*(uint *)out)
+                     : "l"(__cvta_generic_to_global(p)));
     }
 };
 template <> struct marlin_stream<8> {
     static __forceinline__ __device__ void load(void *out, const void *p) {
         uint *words = (uint *)out;
-        asm("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
-            : "=r"(words[0]), "=r"(words[1])
-            : "l"(__cvta_generic_to_global(p)));
+        asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
+                     : "=r"(words[0]), "=r"(words[1])
+                     : "l"(__cvta_generic_to_global(p)));
     }
 };
 template <> struct marlin_stream<16> {
     static __forceinline__ __device__ void load(void *out, const void *p) {
         uint *words = (uint *)out;
-        asm("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-            : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-            : "l"(__cvta_generic_to_global(p)));
+        asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                     : "l"(__cvta_generic_to_global(p)));
     }
 };
 template <typename T> MARLIN_INLINE T load_streaming(const T *p) {
@@ -317,6 +320,10 @@ template <int Pending> MARLIN_INLINE void copy_async_wait() {
 MARLIN_INLINE void barrier_threadgroup() { __syncthreads(); }
 MARLIN_INLINE void barrier_device() { __syncthreads(); }
 MARLIN_INLINE void barrier_simdgroup() { __syncwarp(); }
+// Barrier 0 is __syncthreads's.
+MARLIN_INLINE void barrier_team(uint team, uint threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(team + 1u), "r"(threads) : "memory");
+}
 
 #define MARLIN_ALL_LANES 0xffffffffu
 

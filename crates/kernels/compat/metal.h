@@ -136,6 +136,7 @@ static inline void barrier_threadgroup() { threadgroup_barrier(mem_flags::mem_th
 static inline void barrier_device() {
     threadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);
 }
+static inline void barrier_team(uint, uint) { barrier_threadgroup(); }
 static inline void barrier_simdgroup() {
     simdgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);
 }

@@ -316,19 +316,43 @@ static inline float2 min_of(THREAD(const StoredScale) stored) {
     return make_float2(0.0f, 0.0f);
 }
 
+// A pair that waits for a code_factor(), with it.
+static inline uint full_size(uint pair) {
+#if defined(MARLIN_TARGET_CUDA)
+    if (CODE == CODE_FP4) {
+        return pair_fma(pair, 0x74007400u, 0x80008000u);
+    }
+    if (CODE == CODE_FP8) {
+        return pair_fma(pair, 0x5c005c00u, 0x80008000u);
+    }
+#endif
+    return pair;
+}
+
 // A pair of row g (h = 0) or g + 8 (h = 1) times its f16 scale, true to size: two products where the pair waits for a
 // code_factor() that would make the scale itself too large for f16.
 static inline uint prescaled_pair(uint pair, uint scales, uint h) {
     uint scale = (h == 0u ? scales & 0xffffu : scales >> 16u) * 0x00010001u;
-#if defined(MARLIN_TARGET_CUDA)
-    if (CODE == CODE_FP4) {
-        pair = pair_fma(pair, 0x74007400u, 0x80008000u);
+    return pair_fma(full_size(pair), scale, 0x80008000u);
+}
+
+// A pair of row g (h = 0) or g + 8 (h = 1) as the weights themselves, scale and minimum applied, rounded to f16.
+static inline uint scaled_pair(uint pair, THREAD(const StoredScale) stored, uint h) {
+    if (SCALE == SCALE_NONE) {
+        return pair;
     }
-    if (CODE == CODE_FP8) {
-        pair = pair_fma(pair, 0x5c005c00u, 0x80008000u);
+    uint scales = stored->scale.x;
+    if (SCALE != SCALE_F16) {
+        float2 scale = scale_of(stored);
+        scales = as_uint(half2_from_float2(scale));
     }
-#endif
-    return pair_fma(pair, scale, 0x80008000u);
+    if (MIN == MIN_NONE) {
+        return prescaled_pair(pair, scales, h);
+    }
+    uint mins = MIN == MIN_F16 ? stored->min.x : as_uint(half2_from_float2(min_of(stored)));
+    uint scale = (h == 0u ? scales & 0xffffu : scales >> 16u) * 0x00010001u;
+    uint min = (h == 0u ? mins & 0xffffu : mins >> 16u) * 0x00010001u;
+    return pair_fma(full_size(pair), scale, min);
 }
 
 // Index of a super-block's pair for load_scale: super-blocks are 256 columns, 8 pairs of

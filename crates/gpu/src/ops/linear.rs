@@ -9,6 +9,7 @@ use marlin_kernels::gemv::{Gemv, GemvArgs, GemvConstants};
 use marlin_kernels::signature::ElementType;
 use marlin_kernels::{Element, Grid, View, ViewMut};
 
+use super::gemm_batch;
 use crate::{Buffer, CommandList, Device, DeviceProperties, GpuError};
 
 /// A matrix in device memory, in the fragment layout; or two of the same shape, gate and up, one
@@ -127,6 +128,13 @@ impl FragmentWeights {
         self.layout.scale == FragmentScale::F16 && self.layout.min == FragmentMin::None
     }
 
+    /// Whether weights with their scales can be f16, as `gemm_batch` needs them.
+    pub fn allows_batched(&self) -> bool {
+        use FragmentScale::{E4M3, F16, None, SuperBlock};
+        matches!(self.layout.scale, None | F16 | E4M3 | SuperBlock)
+            && !matches!(self.layout.min, FragmentMin::F32)
+    }
+
     pub(super) fn group_constant(&self) -> u32 {
         if self.layout.group == self.layout.padded_cols() { 0 } else { self.layout.group as u32 }
     }
@@ -197,11 +205,11 @@ pub enum Activation {
 /// How a `gemm` divides its work; what an autotuner chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct GemmShape {
-    /// Tiles of 8 tokens of a SIMD-group: 1, 2, 4 or 8.
+    /// Tiles of 8 tokens of a SIMD-group: 1, 2, 4 or 8; where batched also 16.
     pub tiles: u32,
     /// Blocks of 16 rows of a SIMD-group: 1 or 2.
     pub row_blocks: u32,
-    /// SIMD-groups along the rows.
+    /// SIMD-groups along the rows; where batched a multiple of 4.
     pub row_groups: u32,
     /// SIMD-groups along k.
     pub k_groups: u32,
@@ -214,10 +222,15 @@ pub struct GemmShape {
     /// Units of 128 columns instead of 64; needs an even number of blocks, and groups of a multiple of
     /// 128 columns or of the whole row.
     pub wide: bool,
-    /// Rounds of x in threadgroup memory at a time, where staged: 2, 3 or 4.
+    /// Rounds of x in threadgroup memory at a time, where staged: 2, 3 or 4. Where batched, 3, or 4 to ask for x
+    /// two rounds ahead.
     pub stages: u32,
     /// Scales multiply the weights in f16 instead of the sums in f32; needs f16 scales and no minimums.
     pub prescaled: bool,
+    /// By `gemm_batch`, whose SIMD-groups multiply in teams: needs scales with the range of f16. `staged`, `wide` and
+    /// `prescaled` say nothing then.
+    #[serde(default)]
+    pub batched: bool,
 }
 
 impl GemmShape {
@@ -232,6 +245,10 @@ impl GemmShape {
         tokens: usize,
         gated: bool,
     ) -> Self {
+        // Up to two tiles memory is the bound, and what SIMD-groups do on their own is the faster for it.
+        if properties.multiplies_in_teams() && weights.allows_batched() && tokens > 16 {
+            return gemm_batch::choose(properties, weights, tokens, gated);
+        }
         let layout = weights.layout();
         let blocks = layout.blocks() as u32;
         let wide = weights.allows_wide();
@@ -276,6 +293,7 @@ impl GemmShape {
             wide,
             stages,
             prescaled: tiles == 8 && weights.allows_prescaled(),
+            batched: false,
         };
         // What does not fit into threadgroup memory: first less of x ahead, then fewer SIMD-groups.
         while shape.threadgroup_bytes() > properties.threadgroup_bytes {
@@ -296,6 +314,9 @@ impl GemmShape {
 
     /// Bytes of threadgroup memory.
     pub fn threadgroup_bytes(&self) -> u32 {
+        if self.batched {
+            return gemm_batch::threadgroup_bytes(self);
+        }
         let sums = self.k_groups * self.row_groups * self.row_blocks * 16 * self.tiles * 8 * 4;
         let columns = self.k_groups * if self.wide { 128 } else { 64 };
         let stages = self.stages * self.tiles * 8 * (columns + 16) * 2;
@@ -306,14 +327,14 @@ impl GemmShape {
 }
 
 /// The sizes of a product and where they come from, checked.
-struct Sizes {
-    tokens: u32,
-    rows: u32,
-    columns: u32,
-    y_stride: u32,
+pub(super) struct Sizes {
+    pub(super) tokens: u32,
+    pub(super) rows: u32,
+    pub(super) columns: u32,
+    pub(super) y_stride: u32,
 }
 
-fn sizes<T: Element>(
+pub(super) fn sizes<T: Element>(
     weights: &FragmentWeights,
     x: &View<'_, T>,
     y: &ViewMut<'_, T>,
@@ -351,7 +372,29 @@ fn sizes<T: Element>(
     })
 }
 
-fn activation(epilogue: &Epilogue<'_>) -> u32 {
+/// The partial sums of a product that is split between threadgroups, if it is.
+pub(super) fn check_partial<'a>(
+    kernel: &str,
+    partial: Option<ViewMut<'a, f32>>,
+    splits: u32,
+    gated: bool,
+    rows: usize,
+    tokens: usize,
+) -> Result<Option<ViewMut<'a, f32>>, GpuError> {
+    let parts = if gated { 2 } else { 1 };
+    let needed = splits as usize * parts * rows * tokens;
+    match partial {
+        _ if splits == 1 => Ok(None),
+        Some(partial) if partial.len() >= needed => Ok(Some(partial)),
+        found => {
+            let found = found.map_or(0, |p| p.len());
+            let reason = format!("{found} partial sums, expected {needed}");
+            Err(GpuError::Launch { kernel: kernel.to_owned(), reason })
+        }
+    }
+}
+
+pub(super) fn activation(epilogue: &Epilogue<'_>) -> u32 {
     u32::from(epilogue.gated == Some(Activation::Gelu))
 }
 
@@ -477,6 +520,10 @@ pub fn gemm_between_norms<T: Element>(
     partial: Option<ViewMut<'_, f32>>,
     norms: SharedNorm<'_, T>,
 ) -> Result<(), GpuError> {
+    let shares = norms.pending.is_some() || norms.next.is_some();
+    if shape.batched && !shares {
+        return gemm_batch::gemm_batch(list, shape, weights, x, y, tokens, epilogue, partial);
+    }
     let s = sizes(weights, &x, &y, tokens, &epilogue)?;
     let layout = weights.layout();
     let refuse = |reason: String| Err(GpuError::Launch { kernel: "gemm".to_owned(), reason });
@@ -499,8 +546,8 @@ pub fn gemm_between_norms<T: Element>(
     if !layout.cols.is_multiple_of(8) {
         return refuse(format!("{} columns, expected a multiple of 8", layout.cols));
     }
-    if norms.pending.is_some() || norms.next.is_some() {
-        if tiles != 1 || tokens > SHARED_NORM_TOKENS || splits > 1 {
+    if shares {
+        if shape.batched || tiles != 1 || tokens > SHARED_NORM_TOKENS || splits > 1 {
             return refuse(format!(
                 "{tokens} tokens in {tiles} tiles and {splits} parts of k share a norm, expected at most \
                  {SHARED_NORM_TOKENS} in 1 tile and 1 part"
@@ -519,16 +566,7 @@ pub fn gemm_between_norms<T: Element>(
             }
         }
     }
-    let parts = if gated { 2 } else { 1 };
-    let needed = splits as usize * parts * layout.rows * tokens;
-    let partial = match partial {
-        Some(partial) if splits > 1 && partial.len() >= needed => Some(partial),
-        _ if splits == 1 => None,
-        found => {
-            let found = found.map_or(0, |p| p.len());
-            return refuse(format!("{found} partial sums, expected {needed}"));
-        }
-    };
+    let partial = check_partial("gemm", partial, splits, gated, layout.rows, tokens)?;
     let constants = GemmConstants {
         code: layout.code as u32,
         offset: layout.offset,

@@ -4,6 +4,7 @@ pub mod activation;
 pub mod attention;
 pub mod dequant_groups;
 pub mod embed;
+pub(crate) mod gemm_batch;
 pub mod hadamard;
 pub mod kv_cache;
 mod lengths;

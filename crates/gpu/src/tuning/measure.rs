@@ -6,6 +6,7 @@ use std::time::Instant;
 use marlin_kernels::Element;
 
 use super::{Product, Tuned};
+use crate::ops::gemm_batch;
 use crate::ops::linear::{Activation, Epilogue, FragmentWeights, GemmShape, gemm};
 use crate::{Buffer, CommandList, Device, DeviceProperties, GpuError};
 
@@ -37,6 +38,9 @@ fn candidates(
     let depths: &[u32] = if few { &[1, 2, 4] } else { &[1, 2] };
     let stages: &[u32] = if few { &[2] } else { &[2, 3, 4] };
     let mut all = Vec::new();
+    if properties.multiplies_in_teams() && weights.allows_batched() && !few {
+        all.extend(gemm_batch::candidates(weights, gated));
+    }
     for &row_blocks in row_blocks {
         for &row_groups in row_groups {
             for k_groups in [1, 2, 4, 8, 16] {
@@ -58,6 +62,7 @@ fn candidates(
                             wide: weights.allows_wide(),
                             stages,
                             prescaled: tiles == 8 && weights.allows_prescaled(),
+                            batched: false,
                         };
                         if shape.threadgroup_bytes() <= properties.threadgroup_bytes {
                             all.push(shape);

@@ -88,6 +88,45 @@ const INTERESTING: &[(&str, &[Set])] = &[
         ],
     ),
     (
+        "gemm_batch",
+        &[
+            &[
+                ("CODE", 2),
+                ("OFFSET", 8),
+                ("SCALE", 1),
+                ("TILES", 16),
+                ("ROW_GROUPS", 4),
+                ("DEPTH", 2),
+            ],
+            &[
+                ("CODE", 6),
+                ("SCALE", 1),
+                ("TILES", 2),
+                ("ROW_GROUPS", 4),
+                ("DEPTH", 4),
+                ("AHEAD", 2),
+            ],
+            &[
+                ("CODE", 2),
+                ("SCALE", 5),
+                ("MIN", 3),
+                ("GROUP", 32),
+                ("TILES", 8),
+                ("ROW_GROUPS", 4),
+            ],
+            &[
+                ("CODE", 6),
+                ("SCALE", 4),
+                ("GROUP", 16),
+                ("TILES", 4),
+                ("GATED", 1),
+                ("ROW_BLOCKS", 2),
+            ],
+            &[("CODE", 8), ("SCALE", 0), ("GROUP", 0), ("HAS_BIAS", 1), ("SPLITS", 2)],
+        ],
+    ),
+    ("gemm_batch_reduce", &[&[("SPLITS", 2)], &[("SPLITS", 2), ("GATED", 1), ("ACCUMULATE", 1)]]),
+    (
         "gemv",
         &[
             &[("CODE", 2), ("SCALE", 1), ("MIN", 1), ("GROUP", 32), ("TOKENS", 1)],

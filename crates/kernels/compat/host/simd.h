@@ -7,6 +7,7 @@
 
 static inline void barrier_threadgroup(uint line = __builtin_LINE()) { marlin::barrier(false, line); }
 static inline void barrier_device(uint line = __builtin_LINE()) { marlin::barrier(true, line); }
+static inline void barrier_team(uint, uint, uint line = __builtin_LINE()) { marlin::barrier(false, line); }
 // Dispatches run one after the other here, but what a thread touched before it waits is looked at as if
 // they did not.
 static inline void allow_next() {}

@@ -116,6 +116,7 @@ kernel void memory(
     store_float(halves, thread_index, float(held[thread_index]));
     store_float(rounded, thread_index, load_float(held, thread_index));
     barrier_device();
+    barrier_team(0u, 32u);
     float values[2];
     UNROLL
     for (uint i = 0u; i < 2u; i++) {
