@@ -34,38 +34,7 @@ SPECIALISE(bool, TOGETHER, 3);
 // The most pairs of a head.
 #define MAX_PAIRS 512u
 
-static inline uint pair_first(uint i, uint pairs) { return INTERLEAVED ? 2u * i : i; }
-static inline uint pair_second(uint i, uint pairs) { return INTERLEAVED ? 2u * i + 1u : i + pairs; }
-
-// The angle position · frequency less whole turns, to about 1e-7 whatever the position. The product alone is
-// off by up to 2^-24 of itself, a hundredth of a radian at position 131072; so its rounding error is
-// kept, and whole turns are taken away with 2π in two parts (Cody & Waite 1980). A small angle
-// also keeps sin and cos on their fast paths.
-static inline float reduced_angle(float position, float frequency) {
-    float angle = position * frequency;
-    float error = fma(position, frequency, -angle);
-    float turns = rint(angle * 0.15915494309189535f);
-    float rest = fma(-turns, 6.28318548202514648f, angle);
-    rest = fma(turns, 1.74845553e-7f, rest);
-    return rest + error;
-}
-
-// 1 / rms of a head's values. A lane sums the values that it will rotate, so that lanes never read what others
-// write.
-static inline float head_scale(
-    DEVICE(const T) head, uint head_dim, uint pairs, float epsilon, uint lane, uint simd_width) {
-    float sum = 0.0f;
-    for (uint i = lane; i < pairs; i += simd_width) {
-        float a = load_float(head, pair_first(i, pairs));
-        float b = load_float(head, pair_second(i, pairs));
-        sum = fma(a, a, fma(b, b, sum));
-    }
-    for (uint i = 2u * pairs + lane; i < head_dim; i += simd_width) {
-        float a = load_float(head, i);
-        sum = fma(a, a, sum);
-    }
-    return 1.0f / sqrt(simd_sum(sum) / float(head_dim) + epsilon);
-}
+#include "rotate.h"
 
 // q, k: heads of head_dim values of T where the strides say; positions: [tokens]; inverse_frequencies: [pairs], scaling
 // applied; q_weight, k_weight: [head_dim] of f32 where Q_NORM, K_NORM.
@@ -127,8 +96,8 @@ kernel void rope(
                 a = a * scale * (offset + weight[first]);
                 b = b * scale * (offset + weight[second]);
             }
-            store_float(head, first, a * cosines[i] - b * sines[i]);
-            store_float(head, second, a * sines[i] + b * cosines[i]);
+            store_float(head, first, turned_first(a, b, cosines[i], sines[i]));
+            store_float(head, second, turned_second(a, b, cosines[i], sines[i]));
         }
         // Values that are not rotated change only by the norm.
         if (normed) {

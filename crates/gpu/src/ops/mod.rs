@@ -15,6 +15,7 @@ pub mod norm;
 pub mod pack;
 pub mod quantise_activations;
 pub mod rope;
+pub mod rope_append;
 pub mod sample;
 pub mod step;
 mod vectors;
