@@ -16,7 +16,9 @@ fn main() {
 mod cuda {
     use half::f16;
     use marlin_gpu::cuda::Cuda;
-    use marlin_gpu::ops::attention::{Attention, RowShape, decode_splits, workspace_len};
+    use marlin_gpu::ops::attention::{
+        Attention, DecodeShape, RowShape, decode_splits, workspace_len,
+    };
     use marlin_gpu::ops::kv_cache::{KV_BLOCK, KvAddressing, KvLayout, KvStorage};
     use marlin_gpu::ops::mla::{LatentLayout, MlaAttention, latent_splits};
     use marlin_gpu::{Buffer, Command, CommandList, Device, GpuError, Region};
@@ -120,7 +122,7 @@ mod cuda {
                 scale: 0.088,
                 window: None,
                 softcap: None,
-                splits,
+                shape: DecodeShape { splits, short: false },
                 workspace: workspace.view_mut()?,
                 out: out.view_mut()?,
                 out_stride: width,
@@ -169,7 +171,7 @@ mod cuda {
             scale: 0.088,
             window: None,
             softcap: None,
-            splits: 1,
+            shape: DecodeShape::WHOLE,
             workspace: workspace.view_mut()?,
             out: out.view_mut()?,
             out_stride: width,
@@ -209,7 +211,7 @@ mod cuda {
                 sequences: sequences.view(),
                 positions: positions.view(),
                 scale: 0.05,
-                splits,
+                shape: DecodeShape { splits, short: false },
                 workspace: workspace.view_mut()?,
                 out: out.view_mut()?,
             }

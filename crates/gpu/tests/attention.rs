@@ -4,7 +4,7 @@ mod common;
 
 use half::{bf16, f16};
 use marlin_formats::{Format, encode, fp4::E2M1};
-use marlin_gpu::ops::attention::{Attention, RowShape, decode_splits, workspace_len};
+use marlin_gpu::ops::attention::{Attention, DecodeShape, RowShape, decode_splits, workspace_len};
 use marlin_gpu::ops::kv_cache::{
     AppendKv, KV_BLOCK, KvAddressing, KvLayout, KvStorage, NO_SEQUENCE,
 };
@@ -309,7 +309,7 @@ impl<'d, T: Real> Filled<'d, T> {
             scale: query.scale,
             window: query.window,
             softcap: query.softcap,
-            splits: query.splits,
+            shape: DecodeShape { splits: query.splits, short: query.short },
             workspace: workspace.view_mut()?,
             out: out.view_mut()?,
             out_stride: width,
@@ -363,6 +363,8 @@ struct Query {
     window: Option<u32>,
     softcap: Option<f32>,
     splits: u32,
+    /// By `attention_short`.
+    short: bool,
     tiled: bool,
     /// Largest magnitude of a query.
     factor: f32,
@@ -376,6 +378,7 @@ impl Default for Query {
             window: None,
             softcap: None,
             splits: 1,
+            short: false,
             tiled: false,
             factor: 1.0,
         }
@@ -516,6 +519,38 @@ fn a_split_context_gives_the_same_as_a_whole_one() {
     }
 }
 
+/// The kernel for short contexts, whole and split: every storage, heads that fill no power of two, groups in several parts,
+/// pages, and more rounds than one.
+#[test]
+fn short_contexts_agree_with_the_definition() {
+    let lengths = [1, 32, 33, 170];
+    for device in common::devices() {
+        for storage in KvStorage::ALL {
+            for (dim, kv_heads, group, splits) in [
+                (8, 1, 1, 1),
+                (64, 2, 3, 2),
+                (80, 1, 5, 3),
+                (96, 1, 2, 1),
+                (128, 2, 4, 5),
+                (256, 1, 9, 2),
+            ] {
+                let layout = layout(storage, kv_heads, dim);
+                let paged = splits % 2 == 0;
+                let mut tokens = last(&lengths, 1);
+                tokens.insert(2, (NO_SEQUENCE, 0));
+                let query = Query { group, splits, short: true, ..Query::default() };
+                let filled = Filled::<f32>::new(&*device, layout, &lengths, paged, 1.0).unwrap();
+                filled.attend(&query, &tokens).unwrap();
+                if dim == 64 {
+                    let filled =
+                        Filled::<bf16>::new(&*device, layout, &lengths, paged, 1.0).unwrap();
+                    filled.attend(&query, &tokens).unwrap();
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_window_hides_earlier_positions_and_a_softcap_bends_scores() {
     let lengths = [100];
@@ -524,14 +559,17 @@ fn a_window_hides_earlier_positions_and_a_softcap_bends_scores() {
             let filled =
                 Filled::<f16>::new(&*device, layout(KvStorage::F16, 1, 64), &lengths, true, 1.0)
                     .unwrap();
-            let query = Query {
-                window: Some(window),
-                softcap: Some(0.8),
-                splits,
-                factor: 4.0,
-                ..Query::default()
-            };
-            filled.attend(&query, &[(0, 99), (0, 31), (0, 32), (0, 64), (0, 0)]).unwrap();
+            for short in [false, true] {
+                let query = Query {
+                    window: Some(window),
+                    softcap: Some(0.8),
+                    splits,
+                    short,
+                    factor: 4.0,
+                    ..Query::default()
+                };
+                filled.attend(&query, &[(0, 99), (0, 31), (0, 32), (0, 64), (0, 0)]).unwrap();
+            }
         }
     }
 }
@@ -586,10 +624,13 @@ fn extreme_scores_stay_finite() {
     for device in common::devices() {
         let filled =
             Filled::<f32>::new(&*device, layout(KvStorage::F16, 1, 64), &[67], false, 6e4).unwrap();
-        let query = Query { factor: 1e6, splits: 2, ..Query::default() };
-        filled.attend(&query, &last(&[67], 1)).unwrap();
-        // All scores alike: the mean.
-        filled.attend(&Query { scale: 0.0, ..Query::default() }, &last(&[67], 1)).unwrap();
+        for short in [false, true] {
+            let query = Query { factor: 1e6, splits: 2, short, ..Query::default() };
+            filled.attend(&query, &last(&[67], 1)).unwrap();
+            // All scores alike: the mean.
+            let query = Query { scale: 0.0, short, ..Query::default() };
+            filled.attend(&query, &last(&[67], 1)).unwrap();
+        }
     }
 }
 
@@ -637,6 +678,29 @@ fn splits_follow_the_context() {
         assert_eq!(decode_splits(&layout, 32, 40, 1 << 15, &properties), 1);
         assert_eq!(decode_splits(&layout, 32, 4, 1 << 15, &properties), 16);
         assert_eq!(decode_splits(&layout, 32, 1 << 10, 1 << 15, &properties), 1);
+    }
+}
+
+/// A short context is one whole for each head, then as many parts as there are compute units; with tokens in plenty, and where a
+/// context is long, the kernel is the one that reads every byte once.
+#[test]
+fn short_contexts_have_a_kernel_of_their_own() {
+    for device in common::devices_of_width(32) {
+        let (layout, mut properties) =
+            (layout(KvStorage::F16, 8, 128), device.properties().clone());
+        properties.compute_units = 132;
+        let choose = |tokens, context| {
+            let DecodeShape { splits, short } =
+                DecodeShape::choose(&layout, 32, tokens, context, &properties);
+            (splits, short)
+        };
+        assert_eq!(choose(1, 1), (1, true));
+        assert_eq!(choose(1, 256), (1, true));
+        assert_eq!(choose(1, 512), (8, true));
+        assert_eq!(choose(1, 1024), (16, true));
+        assert_eq!(choose(4, 1024), (4, true));
+        assert_eq!(choose(1, 1 << 15), (66, false));
+        assert_eq!(choose(40, 256), (1, false));
     }
 }
 

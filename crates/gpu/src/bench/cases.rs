@@ -6,7 +6,7 @@ use marlin_formats::Format;
 use marlin_formats::fragment::{FragmentLayout, FragmentMatrix, FragmentMin, FragmentScale};
 
 use super::{Ceilings, timing};
-use crate::ops::attention::{Attention, decode_splits, workspace_len};
+use crate::ops::attention::{Attention, DecodeShape, workspace_len};
 use crate::ops::hadamard::{HadamardSize, hadamard};
 use crate::ops::kv_cache::{KV_BLOCK, KvAddressing, KvLayout, KvStorage};
 use crate::ops::linear::{Epilogue, FragmentWeights, GemmShape, gemm, gemv};
@@ -272,10 +272,10 @@ fn attention(
         let out = device.upload_new("out", &vec![f16::ZERO; (heads * head_dim) as usize])?;
         let sequences = device.upload_new("sequences", &[0u32])?;
         let positions = device.upload_new("positions", &[context as u32 - 1])?;
-        let splits = decode_splits(&layout, heads, 1, context as u32, device.properties());
+        let shape = DecodeShape::choose(&layout, heads, 1, context as u32, device.properties());
         let workspace = device.allocate::<f32>(
             "workspace",
-            workspace_len(1, heads, splits, head_dim),
+            workspace_len(1, heads, shape.splits, head_dim),
             marlin_placement::AccessPattern::DEVICE_ONLY,
         )?;
         let time = timing::median(device, "attention", copies.max(10), |list, run| {
@@ -292,7 +292,7 @@ fn attention(
                 scale: 0.088,
                 window: None,
                 softcap: None,
-                splits,
+                shape,
                 workspace: workspace.view_mut()?,
                 out: out.view_mut()?,
                 out_stride: heads * head_dim,

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use marlin_backend::{Activation as Gate, ExecutorOptions};
+use marlin_backend::{Activation as Gate, ExecutorOptions, RopeStyle};
 use marlin_kernels::signature::ElementType;
 use marlin_kernels::{View, ViewMut};
 
@@ -11,7 +11,7 @@ use super::memory::{MAX_ROW_SHAPES, Memory};
 use super::plan::{AttentionStep, NormStep, Place, Plan, Step};
 use super::{Activation, Shared};
 use crate::ops::activation::{GateActivation, gated_activation};
-use crate::ops::attention::{Attention, decode_splits};
+use crate::ops::attention::{Attention, DecodeShape};
 use crate::ops::embed::{gather_rows, gather_weight_rows};
 use crate::ops::kv_cache::{AppendKv, KvAddressing};
 use crate::ops::linear::{
@@ -19,7 +19,8 @@ use crate::ops::linear::{
     SharedNorm, gemm_between_norms, gemv,
 };
 use crate::ops::norm::{NormWeight, rms_norm, rms_norm_add};
-use crate::ops::rope::{HeadLayout, HeadValues, Heads, Rotation, rope};
+use crate::ops::rope::Rotation;
+use crate::ops::rope_append::{HeadRows, QkvValues, RopeAppend};
 use crate::ops::sample::{Sample, arg_max, sample};
 use crate::ops::step::{StepTokens, begin_step};
 use crate::{Buffer, Command, CommandList, DeviceProperties, GpuError, Region};
@@ -315,29 +316,30 @@ impl<T: Activation> Encoder<'_, T> {
         let (sequences, positions) = (self.input(&words.sequences)?, self.input(&words.positions)?);
         let addressing = KvAddressing::Contiguous { blocks: self.memory.blocks };
         if spec.rope.is_some() || step.q_norm.is_some() || step.k_norm.is_some() {
-            self.rotate(list, step, positions)?;
+            self.rotate_and_append(list, step, sequences, positions)?;
+        } else {
+            AppendKv {
+                keys: self.read(*k)?,
+                key_stride: k.stride as u32,
+                values: self.read(*v)?,
+                value_stride: v.stride as u32,
+                sequences,
+                positions,
+                cache: cache.buffer.view_mut()?,
+                layout: cache.layout,
+                addressing,
+            }
+            .encode(properties, list)?;
         }
-        AppendKv {
-            keys: self.read(*k)?,
-            key_stride: k.stride as u32,
-            values: self.read(*v)?,
-            value_stride: v.stride as u32,
-            sequences,
-            positions,
-            cache: cache.buffer.view_mut()?,
-            layout: cache.layout,
-            addressing,
-        }
-        .encode(properties, list)?;
         let (tokens, heads) = (self.shape.tokens as u32, spec.heads as u32);
-        let (tiles, splits) = match self.shape.tiles {
+        let (tiles, shape) = match self.shape.tiles {
             Some(_) => {
                 let shape = self.memory.row_shapes[cache.row_shape];
-                (Some((self.input(&words.tiles[cache.row_shape])?, shape)), 1)
+                (Some((self.input(&words.tiles[cache.row_shape])?, shape)), DecodeShape::WHOLE)
             }
             None => {
                 let context = self.shape.context.min(spec.window.unwrap_or(usize::MAX)) as u32;
-                (None, decode_splits(&cache.layout, heads, tokens, context, properties))
+                (None, DecodeShape::choose(&cache.layout, heads, tokens, context, properties))
             }
         };
         Attention {
@@ -353,7 +355,7 @@ impl<T: Activation> Encoder<'_, T> {
             scale: spec.scale,
             window: spec.window.map(|window| window as u32),
             softcap: spec.softcap,
-            splits,
+            shape,
             workspace: self.memory.workspace.view_mut()?,
             out: self.write(*out)?,
             out_stride: out.stride as u32,
@@ -361,54 +363,56 @@ impl<T: Activation> Encoder<'_, T> {
         .encode(properties, list)
     }
 
-    /// Norms and rotates queries and keys in place.
-    fn rotate(
+    /// Norms and rotates queries in place, and keys on their way into the cache, where the values go too.
+    fn rotate_and_append(
         &self,
         list: &mut CommandList,
         step: &AttentionStep,
+        sequences: View<'_, u32>,
         positions: View<'_, u32>,
     ) -> Result<(), GpuError> {
-        let AttentionStep { q, k, spec, .. } = step;
+        let AttentionStep { q, k, v, spec, .. } = step;
+        let cache = &self.memory.caches[step.cache];
         let [q_weight, k_weight] =
             [step.q_norm, step.k_norm].map(|norm| norm.map(|norm| self.plan.vector(norm.weight)));
-        let together = q.slot == k.slot;
-        let heads = |place: Place, heads: usize| HeadLayout {
-            heads,
-            first: if together { place.first } else { 0 },
-            token_stride: place.stride,
-            head_stride: spec.head_dim,
-        };
         fn norm<'a>(
             step: Option<NormStep>,
             weight: Option<&'a Buffer<f32>>,
         ) -> Option<NormWeight<'a>> {
             Some(norm_weight(&step?, weight?))
         }
-        let values = if together {
-            // The whole rows: each of q and k finds its own columns.
-            let rows = Place { first: 0, width: q.stride, ..*q };
-            HeadValues::Together(self.write(rows)?)
-        } else {
-            HeadValues::Apart { q: self.write(*q)?, k: self.write(*k)? }
+        let together = q.slot == k.slot && k.slot == v.slot;
+        let heads = |place: Place| HeadRows {
+            first: if together { place.first } else { 0 },
+            stride: place.stride,
         };
-        let style = spec.rope.as_ref().map_or(marlin_backend::RopeStyle::HalfSplit, |r| r.style);
-        rope(
-            list,
-            self.properties(),
+        let values = if together {
+            // The whole rows: each finds its own columns.
+            QkvValues::Together(self.write(Place { first: 0, width: q.stride, ..*q })?)
+        } else {
+            QkvValues::Apart { q: self.write(*q)?, k: self.read(*k)?, v: self.read(*v)? }
+        };
+        RopeAppend {
             values,
-            Heads { layout: heads(*q, spec.heads), norm: norm(step.q_norm, q_weight.as_deref()) },
-            Heads {
-                layout: heads(*k, spec.kv_heads),
-                norm: norm(step.k_norm, k_weight.as_deref()),
-            },
-            positions,
-            Rotation {
+            q_heads: spec.heads as u32,
+            q: heads(*q),
+            k: heads(*k),
+            v: heads(*v),
+            q_norm: norm(step.q_norm, q_weight.as_deref()),
+            k_norm: norm(step.k_norm, k_weight.as_deref()),
+            rotation: Rotation {
                 head_dim: spec.head_dim,
-                style,
+                style: spec.rope.as_ref().map_or(RopeStyle::HalfSplit, |r| r.style),
                 inverse_frequencies: self.memory.frequencies[step.frequencies].view(),
                 magnitude: spec.rope.as_ref().map_or(1.0, |r| r.magnitude),
             },
-        )
+            sequences,
+            positions,
+            cache: cache.buffer.view_mut()?,
+            layout: cache.layout,
+            addressing: KvAddressing::Contiguous { blocks: self.memory.blocks },
+        }
+        .encode(self.properties(), list)
     }
 
     fn choose(&self, list: &mut CommandList, words: &StepWords) -> Result<(), GpuError> {

@@ -8,7 +8,7 @@ use marlin_placement::AccessPattern;
 
 use super::plan::{AttentionStep, Plan, Step};
 use super::{Activation, Shared};
-use crate::ops::attention::{RowShape, decode_splits, workspace_len};
+use crate::ops::attention::{DecodeShape, RowShape, workspace_len};
 use crate::ops::kv_cache::{KV_BLOCK, KvLayout, KvStorage};
 use crate::ops::linear::SHARED_NORM_TOKENS;
 use crate::ops::sample::{SETTINGS_WORDS, SampleScratch, settings_record};
@@ -118,9 +118,16 @@ fn workspace(
     for (step, layout) in steps {
         let heads = step.spec.heads as u32;
         for tokens in 1..=options.max_sequences.min(options.max_tokens) as u32 {
-            let context = options.context as u32;
-            let splits = decode_splits(layout, heads, tokens, context, properties);
-            most = most.max(workspace_len(tokens, heads, splits, layout.head_dim()));
+            // Any context up to the longest: one that is just short may be split into more parts.
+            let mut context = 1;
+            loop {
+                let shape = DecodeShape::choose(layout, heads, tokens, context, properties);
+                most = most.max(workspace_len(tokens, heads, shape.splits, layout.head_dim()));
+                if context as usize >= options.context {
+                    break;
+                }
+                context *= 2;
+            }
         }
     }
     most

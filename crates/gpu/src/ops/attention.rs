@@ -8,11 +8,15 @@ use marlin_kernels::attention::{
 use marlin_kernels::attention_prefill::{
     AttentionPrefill, AttentionPrefillArgs, AttentionPrefillConstants,
 };
+use marlin_kernels::attention_short::{
+    AttentionShort, AttentionShortArgs, AttentionShortConstants,
+};
 use marlin_kernels::signature::ElementType;
 use marlin_kernels::{Element, Grid, View, ViewMut};
 
 use super::kv_cache::{KV_BLOCK, KvAddressing, KvLayout, KvStorage, check_rows};
 use super::lengths::{expect_len, refuse};
+use super::vectors::{EIGHT, starts_whole};
 use crate::{CommandList, DeviceProperties, GpuError};
 
 const KERNEL: &str = "attention";
@@ -165,6 +169,96 @@ pub fn decode_splits(
     wanted.min(most).clamp(1, MAX_SPLITS)
 }
 
+/// How a context is divided for single tokens, and which kernel goes over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeShape {
+    /// Parts of the context.
+    pub splits: u32,
+    /// `attention_short`, for which latency counts and not bandwidth.
+    pub short: bool,
+}
+
+/// Positions up to which a context is short: from there on its bytes cost more than latency does.
+const SHORT_CONTEXT: u32 = 1024;
+/// Positions that one threadgroup without help goes over faster than a reduction begins.
+const WHOLE_CONTEXT: u32 = 256;
+
+impl DecodeShape {
+    /// Not split, whatever the context's length.
+    pub const WHOLE: Self = Self { splits: 1, short: false };
+
+    /// For contexts of at most `context` positions and `tokens` single tokens.
+    pub fn choose(
+        layout: &KvLayout,
+        heads: u32,
+        tokens: u32,
+        context: u32,
+        properties: &DeviceProperties,
+    ) -> Self {
+        // Threads in plenty for every head: with more tokens the device is busy anyway, and a cache read once for several
+        // heads is worth more.
+        let few = tokens.max(1) * heads <= 4 * properties.compute_units;
+        if few && context <= SHORT_CONTEXT {
+            let mut splits = 1;
+            if context > WHOLE_CONTEXT {
+                let group = heads / layout.kv_heads();
+                let shape = ShortShape::new(layout, group, true, properties);
+                let others = tokens.max(1) * layout.kv_heads() * group.div_ceil(shape.rows);
+                let round = shape.simdgroups * properties.simd_width / shape.slices;
+                splits = (properties.compute_units / others).clamp(1, context.div_ceil(round));
+            }
+            return Self { splits, short: true };
+        }
+        let splits = decode_splits(layout, heads, tokens, context, properties);
+        Self { splits, short: false }
+    }
+}
+
+/// How `attention_short` divides its work.
+#[derive(Clone, Copy)]
+struct ShortShape {
+    /// Query heads of a threadgroup.
+    rows: u32,
+    simdgroups: u32,
+    /// Lanes that share a position's key.
+    slices: u32,
+    columns: u32,
+    lane_rows: u32,
+}
+
+impl ShortShape {
+    fn new(layout: &KvLayout, group: u32, split: bool, properties: &DeviceProperties) -> Self {
+        let width = properties.simd_width;
+        let limit = properties.threadgroup_bytes.min(THREADGROUP_BYTES);
+        let threads = if split { 256 } else { 512 };
+        let simdgroups = (threads / width).clamp(4, 16);
+        let fits = |rows: u32| 4 * simdgroups * rows * (layout.head_dim() + 2) <= limit;
+        // A head a threadgroup while the context is whole: what is read again comes from a cache, and every head adds to the
+        // chain of sums. The parts of a split context are short already.
+        let most = if split { (1..=4).rev().find(|&rows| fits(rows)).unwrap_or(1) } else { 1 };
+        let rows = group.div_ceil(group.div_ceil(most).max(1)).max(1);
+        // At least four positions a SIMD-group: fp4 has the values of four in one piece.
+        let slices = (width / 4).clamp(1, 4);
+        let elements = layout.storage().piece_elements();
+        let unit = elements.min(8);
+        let units = layout.head_dim() / unit;
+        let piece_rows = width / slices / (elements / unit);
+        let lane_rows = (width / units).min(piece_rows).max(1);
+        Self {
+            rows,
+            simdgroups,
+            slices,
+            columns: units.div_ceil(width),
+            // Halved again and again when they are added up.
+            lane_rows: 1 << lane_rows.ilog2(),
+        }
+    }
+
+    fn shared_floats(&self, layout: &KvLayout) -> u32 {
+        self.simdgroups * self.rows * (layout.head_dim() + 2)
+    }
+}
+
 /// Floats that a split context needs for its partial results; 1 without a split.
 pub fn workspace_len(tokens: u32, heads: u32, splits: u32, head_dim: u32) -> usize {
     if splits <= 1 {
@@ -202,8 +296,8 @@ pub struct Attention<'a, T> {
     pub window: Option<u32>,
     /// `cap · tanh(score / cap)`.
     pub softcap: Option<f32>,
-    /// Parts of the context; more than 1 only for single tokens.
-    pub splits: u32,
+    /// Parts of the context, more than 1 only for single tokens; and the kernel.
+    pub shape: DecodeShape,
     /// [`workspace_len`] floats, or more.
     pub workspace: ViewMut<'a, f32>,
     /// `[tokens][heads · head_dim]`, rows `out_stride` apart.
@@ -228,6 +322,14 @@ impl<T: Element> Attention<'_, T> {
             return Ok(());
         }
         let layout = self.layout;
+        let split = self.shape.splits > 1;
+        if self.shape.short && self.tiles.is_none() {
+            self.encode_short(group, properties, commands);
+            if split {
+                self.encode_reduction(commands);
+            }
+            return Ok(());
+        }
         let (tiles, shape) = match &self.tiles {
             Some((tiles, shape)) => ((tiles.len() / 2) as u32, *shape),
             None => (tokens, RowShape::decode(&layout, group, properties)),
@@ -236,7 +338,6 @@ impl<T: Element> Attention<'_, T> {
             self.encode_fragments(group, shape, tiles, commands);
             return Ok(());
         }
-        let split = self.splits > 1;
         let lane_dims = if layout.storage() == KvStorage::F32 { 4 } else { 8 };
         let constants = AttentionConstants {
             head_dim: layout.head_dim(),
@@ -255,7 +356,7 @@ impl<T: Element> Attention<'_, T> {
                 pages: self.addressing.pages(),
                 sequences: self.sequences,
                 positions: self.positions,
-                tiles: self.tiles.map(|(tiles, _)| tiles),
+                tiles: self.tiles.as_ref().map(|(tiles, _)| *tiles),
                 out: self.out,
                 partial: self.workspace,
                 args: AttentionArgs {
@@ -273,34 +374,89 @@ impl<T: Element> Attention<'_, T> {
                 elements: PhantomData,
             },
             Grid::xyz(
-                self.splits,
+                self.shape.splits,
                 layout.kv_heads() * group.div_ceil(shape.heads),
                 tiles,
                 SIMDGROUPS * properties.simd_width,
             ),
         );
         if split {
-            commands.launch(
-                AttentionReduce {
-                    partial: self.workspace.read(),
-                    out: self.out,
-                    args: AttentionReduceArgs {
-                        heads: self.heads,
-                        splits: self.splits,
-                        out_stride: self.out_stride,
-                        unused: 0,
-                    },
-                    shared: reduce_shared(self.splits),
-                    constants: AttentionConstants {
-                        head_dim: layout.head_dim(),
-                        ..REDUCE_CONSTANTS
-                    },
-                    elements: PhantomData,
-                },
-                Grid::xy(self.heads, tokens, REDUCE_THREADS),
-            );
+            self.encode_reduction(commands);
         }
         Ok(())
+    }
+
+    /// Appends the dispatch of `attention_short`.
+    fn encode_short(&self, group: u32, properties: &DeviceProperties, commands: &mut CommandList) {
+        let layout = self.layout;
+        let split = self.shape.splits > 1;
+        let shape = ShortShape::new(&layout, group, split, properties);
+        commands.launch(
+            AttentionShort {
+                query: self.query,
+                cache: self.cache,
+                pages: self.addressing.pages(),
+                sequences: self.sequences,
+                positions: self.positions,
+                out: self.out,
+                partial: self.workspace,
+                args: AttentionShortArgs {
+                    kv_heads: layout.kv_heads(),
+                    group,
+                    query_stride: self.query_stride,
+                    out_stride: self.out_stride,
+                    stride: self.addressing.stride(),
+                    window: self.window.unwrap_or(0),
+                    scale: self.scale,
+                    softcap: self.softcap.unwrap_or(1.0),
+                },
+                shared: shape.shared_floats(&layout),
+                constants: AttentionShortConstants {
+                    head_dim: layout.head_dim(),
+                    kv_format: layout.storage().id(),
+                    blocks_per_page: self.addressing.blocks_per_page(),
+                    row_heads: shape.rows,
+                    slices: shape.slices,
+                    columns: shape.columns,
+                    lane_rows: shape.lane_rows,
+                    split,
+                    softcap: self.softcap.is_some(),
+                    whole: starts_whole(&self.query)
+                        && (self.query_stride as usize).is_multiple_of(EIGHT),
+                    taken: properties.simd_width / shape.slices,
+                },
+                elements: PhantomData,
+            },
+            Grid::xyz(
+                self.shape.splits,
+                layout.kv_heads() * group.div_ceil(shape.rows),
+                self.sequences.len() as u32,
+                shape.simdgroups * properties.simd_width,
+            ),
+        );
+    }
+
+    /// Appends the reduction after a split context.
+    fn encode_reduction(&self, commands: &mut CommandList) {
+        commands.launch(
+            AttentionReduce {
+                partial: self.workspace.read(),
+                out: self.out,
+                args: AttentionReduceArgs {
+                    heads: self.heads,
+                    splits: self.shape.splits,
+                    out_stride: self.out_stride,
+                    unused: 0,
+                },
+                shared: reduce_shared(self.shape.splits),
+                constants: AttentionConstants {
+                    head_dim: self.layout.head_dim(),
+                    ..REDUCE_CONSTANTS
+                },
+                elements: PhantomData,
+            },
+            Grid::xy(self.heads, self.sequences.len() as u32, REDUCE_THREADS),
+        );
     }
 
     /// Appends the dispatch of `attention_prefill`.
@@ -387,13 +543,13 @@ impl<T: Element> Attention<'_, T> {
             }
         }
         let most = if self.tiles.is_some() { 1 } else { MAX_SPLITS };
-        if self.splits == 0 || self.splits > most {
+        if self.shape.splits == 0 || self.shape.splits > most {
             return Err(refuse(
                 KERNEL,
-                format!("{} splits, expected 1 to {most} (1 with tiles)", self.splits),
+                format!("{} splits, expected 1 to {most} (1 with tiles)", self.shape.splits),
             ));
         }
-        let needed = workspace_len(tokens as u32, self.heads, self.splits, layout.head_dim());
+        let needed = workspace_len(tokens as u32, self.heads, self.shape.splits, layout.head_dim());
         if self.workspace.len() < needed {
             return Err(refuse(
                 KERNEL,

@@ -5,7 +5,7 @@ use marlin_formats::{Format, encode};
 
 use super::values::{Real, compare, output, run as run_list, values, wide};
 use super::{Checked, Problem, Runner};
-use crate::ops::attention::{Attention, RowShape, workspace_len};
+use crate::ops::attention::{Attention, DecodeShape, RowShape, workspace_len};
 use crate::ops::kv_cache::{AppendKv, KvAddressing, KvLayout, KvStorage};
 use crate::{Command, Device, Region};
 
@@ -23,13 +23,15 @@ enum How {
     Decode,
     /// One token, the context in three parts.
     Split,
+    /// The same by the kernel for short contexts.
+    Short,
     /// The last forty tokens together.
     Prefill,
 }
 
 pub(super) fn run(device: &dyn Device, runner: &mut Runner<'_>) {
     for storage in KvStorage::ALL {
-        for how in [How::Decode, How::Split, How::Prefill] {
+        for how in [How::Decode, How::Split, How::Short, How::Prefill] {
             let name = |ty: &str| format!("{how:?}, cache of {storage:?}, queries of {ty}");
             runner.check("attention", name("f16"), || attends::<f16>(device, storage, how));
             runner.check("attention", name("f32"), || attends::<f32>(device, storage, how));
@@ -89,7 +91,7 @@ fn attends<T: Real>(device: &dyn Device, storage: KvStorage, how: How) -> Checke
     let heads = KV_HEADS * GROUP;
     let count = if how == How::Prefill { 40 } else { 1 };
     let first = POSITIONS - count;
-    let splits = if how == How::Split { 3 } else { 1 };
+    let splits = if matches!(how, How::Split | How::Short) { 3 } else { 1 };
     let query: Vec<T> = values(23, count * heads * DIM);
     let scale = 0.3f32;
     let q = device.upload_new("query", &query)?;
@@ -103,7 +105,7 @@ fn attends<T: Real>(device: &dyn Device, storage: KvStorage, how: How) -> Checke
     let tokens: Vec<(u32, u32)> = (first as u32..POSITIONS as u32).map(|p| (0, p)).collect();
     let tiles = match how {
         How::Prefill => Some(device.upload_new("tiles", &shape.tiles(&tokens))?),
-        How::Decode | How::Split => None,
+        How::Decode | How::Split | How::Short => None,
     };
     run_list(device, "attention", |list| {
         Attention {
@@ -119,7 +121,7 @@ fn attends<T: Real>(device: &dyn Device, storage: KvStorage, how: How) -> Checke
             scale,
             window: None,
             softcap: None,
-            splits,
+            shape: DecodeShape { splits, short: how == How::Short },
             workspace: workspace.view_mut()?,
             out: out.view_mut()?,
             out_stride: (heads * DIM) as u32,

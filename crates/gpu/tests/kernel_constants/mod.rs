@@ -29,6 +29,24 @@ const INTERESTING: &[(&str, &[Set])] = &[
         ],
     ),
     (
+        "attention_short",
+        &[
+            &[("SLICES", 4), ("TAKEN", 8), ("LANE_ROWS", 2), ("WHOLE", 1), ("BLOCKS_PER_PAGE", 0)],
+            &[
+                ("SLICES", 4),
+                ("TAKEN", 8),
+                ("LANE_ROWS", 2),
+                ("ROW_HEADS", 4),
+                ("SPLIT", 1),
+                ("WHOLE", 1),
+                ("BLOCKS_PER_PAGE", 0),
+            ],
+            &[("KV_FORMAT", 1), ("SLICES", 4), ("TAKEN", 8), ("ROW_HEADS", 3), ("SOFTCAP", 1)],
+            &[("KV_FORMAT", 2), ("HEAD_DIM", 80), ("SLICES", 4), ("TAKEN", 8), ("LANE_ROWS", 2)],
+            &[("KV_FORMAT", 3), ("HEAD_DIM", 256), ("SLICES", 4), ("TAKEN", 8), ("COLUMNS", 2)],
+        ],
+    ),
+    (
         "dequant_groups",
         &[
             &[("CODE", 0), ("SCALE", 3), ("TENSOR_SCALE", 1), ("WHOLE", 1)],
@@ -217,6 +235,15 @@ const INTERESTING: &[(&str, &[Set])] = &[
     ),
     ("quantise_activations", &[&[("WHOLE", 1)], &[("CODE", 1), ("GROUP", 32)]]),
     ("rope", &[&[("Q_NORM", 1), ("K_NORM", 1)], &[("Q_NORM", 0), ("K_NORM", 0)]]),
+    (
+        "rope_append",
+        &[
+            &[("TOGETHER", 1), ("WHOLE", 1), ("BLOCKS_PER_PAGE", 0)],
+            &[("KV_FORMAT", 1), ("HEAD_DIM", 256), ("Q_NORM", 1), ("K_NORM", 1), ("WHOLE", 1)],
+            &[("KV_FORMAT", 2), ("HEAD_DIM", 80), ("INTERLEAVED", 1), ("K_NORM", 1)],
+            &[("KV_FORMAT", 3), ("TOGETHER", 1), ("Q_NORM", 1)],
+        ],
+    ),
 ];
 
 /// A value that makes sense for a constant of this name in any kernel.

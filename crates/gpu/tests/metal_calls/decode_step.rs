@@ -5,7 +5,7 @@ use marlin_backend::{RopeStyle, SamplingSettings};
 use marlin_formats::{Format, encode};
 use marlin_gpu::metal::api::BufferMode;
 use marlin_gpu::metal::double::{Call, Options};
-use marlin_gpu::ops::attention::{Attention, workspace_len};
+use marlin_gpu::ops::attention::{Attention, DecodeShape, workspace_len};
 use marlin_gpu::ops::kv_cache::{AppendKv, KvAddressing, KvLayout, KvStorage};
 use marlin_gpu::ops::linear::{Activation, Epilogue, FragmentWeights, linear};
 use marlin_gpu::ops::norm::{NormWeight, add_rms_norm, rms_norm};
@@ -161,7 +161,7 @@ impl Layer {
             scale: 0.125,
             window: None,
             softcap: None,
-            splits: 1,
+            shape: DecodeShape::WHOLE,
             workspace: self.workspace.view_mut()?,
             out: attended.view_mut()?,
             out_stride: (HEADS * DIM) as u32,
@@ -209,10 +209,11 @@ impl Layer {
     }
 }
 
-/// A call without what only tuning decides: sizes of grids and of threadgroup memory.
+/// A call without what tuning decides: sizes of grids and of threadgroup memory, and which optional buffers there are.
 fn line(call: &Call) -> Option<String> {
     match call {
         Call::SetThreadgroupMemory { .. } => None,
+        Call::SetBuffer { buffer, .. } if buffer == "absent" => None,
         Call::SetBytes { index, .. } => Some(format!("{index}: bytes")),
         Call::Dispatch { .. } => Some("dispatch".to_owned()),
         other => Some(other.to_string()),
