@@ -116,14 +116,17 @@ fn nothing_waits_for_what_is_settled() {
     assert_eq!(hazards.before(&command).len(), 1);
 }
 
-/// A command over a few allocations: kind, and where it reads and writes.
-fn arbitrary_commands() -> impl Strategy<Value = Vec<(u8, [(usize, u64, u64); 2])>> {
+/// An allocation's index, offset and bytes.
+type Place = (usize, u64, u64);
+
+/// Commands over a few allocations: kind, and where each reads and writes.
+fn arbitrary_commands() -> impl Strategy<Value = Vec<(u8, [Place; 2])>> {
     let place = (0..4usize, 0..BYTES)
         .prop_flat_map(|(allocation, offset)| (Just(allocation), Just(offset), 0..=BYTES - offset));
     prop::collection::vec((0..4u8, [place.clone(), place]), 0..12)
 }
 
-fn command(memories: &[Arc<dyn Allocation>], kind: u8, places: [(usize, u64, u64); 2]) -> Command {
+fn command(memories: &[Arc<dyn Allocation>], kind: u8, places: [Place; 2]) -> Command {
     let [from, to] = places.map(|(index, offset, bytes)| region(&memories[index], offset, bytes));
     match kind {
         0 => dispatch(&from, &to),
