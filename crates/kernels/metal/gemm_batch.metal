@@ -383,6 +383,10 @@ kernel void gemm_batch(
                 team_wait<1>();
             }
         }
+        // Weights that are not decoded are multiplied where they lie, and must not change before that is done.
+        if (CODE == CODE_F16 && SCALE == SCALE_NONE) {
+            team_wait<0>();
+        }
         UNROLL
         for (uint d = 0u; d < 4u; ++d) {
             if (d < DEPTH) {
