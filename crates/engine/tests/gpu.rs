@@ -261,13 +261,11 @@ fn every_format_gives_the_logits_of_its_numbers() {
         let kv = KvFormat::F32;
         let expected = logits(&cpu, small(&cpu, format, true), kv, &ids, 4).unwrap();
         for (activations, most) in [(Activations::F32, 1e-3), (Activations::F16, 2e-2)] {
-            for step in [3, 1] {
-                let gpu = GpuBackend::new(device(false), activations);
-                let found = logits(&gpu, small(&gpu, format, false), kv, &ids, step)
-                    .unwrap_or_else(|e| panic!("{format}: {e}"));
-                let what = format!("{format}, {activations:?}, by {step}");
-                assert_close(&expected, &found, most, &what);
-            }
+            let gpu = GpuBackend::new(device(false), activations);
+            // Three tokens at once, then one.
+            let found = logits(&gpu, small(&gpu, format, false), kv, &ids, 3)
+                .unwrap_or_else(|e| panic!("{format}: {e}"));
+            assert_close(&expected, &found, most, &format!("{format}, {activations:?}"));
         }
     }
 }
