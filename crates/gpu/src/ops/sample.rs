@@ -1,4 +1,4 @@
-//! Sampling, arg-max, softmax and log-probabilities: `logits.metal` and `sample.metal`.
+//! Sampling, arg-max, softmax and log-probabilities: `logits.metal`, `sample.metal` and `sample_choose.metal`.
 
 use std::marker::PhantomData;
 
@@ -7,9 +7,8 @@ use marlin_kernels::logits::{
     ArgMaxBlocks, LogitsArgs, LogitsPrepare, Softmax, SoftmaxApply, SoftmaxArgs, SoftmaxBlocks,
     TokenLogProbability,
 };
-use marlin_kernels::sample::{
-    ArgMaxChoose, SampleArgs, SampleCandidates, SampleChoose, SampleHistogram,
-};
+use marlin_kernels::sample::{ArgMaxChoose, SampleArgs, SampleCandidates, SampleHistogram};
+use marlin_kernels::sample_choose::{SampleChoose, SampleChooseArgs};
 use marlin_kernels::{Atomic, Element, Grid, View, ViewMut};
 use marlin_placement::AccessPattern;
 
@@ -265,7 +264,12 @@ pub fn sample<T: Element>(
             draws: io.draws,
             tokens: io.tokens,
             sampled: io.sampled,
-            args,
+            args: SampleChooseArgs {
+                vocabulary: args.vocabulary,
+                blocks: args.blocks,
+                capacity: args.capacity,
+                token_bits: args.token_bits,
+            },
         },
         Grid::x(rows as u32, CHOOSE_THREADS),
     );
