@@ -7,13 +7,13 @@ use std::time::Instant;
 use marlin_backend::{
     Backend, BackendError, Ceilings, Executor, ExecutorOptions, Program, Weight, WeightSource,
 };
-use marlin_placement::{Direction, Ledger};
+use marlin_placement::Ledger;
 
 use crate::executor::CpuExecutor;
 use crate::isa::{Isa, IsaError, Kernels, kernels};
 use crate::memory::WeightMemory;
 use crate::pool::Pool;
-use crate::weight::{PlaceTallies, place};
+use crate::weight::place;
 
 /// What the backend shares with its executors.
 pub(crate) struct Inner {
@@ -21,7 +21,6 @@ pub(crate) struct Inner {
     pub(crate) kernels: &'static Kernels,
     pub(crate) ledger: Arc<Ledger>,
     memory: WeightMemory,
-    tallies: PlaceTallies,
 }
 
 /// Runs programs on this machine's processor.
@@ -68,12 +67,8 @@ impl CpuBackend {
         let pool = Pool::new(threads)
             .map_err(|source| CpuError::Threads { threads: threads.get(), source })?;
         let ledger = Arc::new(Ledger::new());
-        let tallies = PlaceTallies {
-            repack: ledger.copies(Direction::HostToHost, "interleave rows for the register tile"),
-            expand: ledger.copies(Direction::HostToHost, "expand FP8 scales to f32"),
-        };
         let memory = WeightMemory::default();
-        Ok(Self { inner: Arc::new(Inner { pool, kernels, ledger, memory, tallies }) })
+        Ok(Self { inner: Arc::new(Inner { pool, kernels, ledger, memory }) })
     }
 
     /// The instruction set in use.
@@ -102,8 +97,8 @@ impl Backend for CpuBackend {
     }
 
     fn place(&self, source: &WeightSource) -> Result<Weight, BackendError> {
-        let Inner { pool, ledger, memory, tallies, .. } = &*self.inner;
-        Ok(Arc::new(place(source, pool, memory, ledger, tallies)?))
+        let Inner { pool, ledger, memory, .. } = &*self.inner;
+        Ok(Arc::new(place(source, pool, memory, ledger)?))
     }
 
     fn compile(

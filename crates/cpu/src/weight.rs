@@ -9,7 +9,7 @@ use marlin_backend::{BackendError, HostBytes, Weight, WeightSource, WeightStorag
 use marlin_formats::group::read_scale;
 use marlin_formats::tile::{TileLayout, TileScratch};
 use marlin_formats::{Code, Format, GroupFormat};
-use marlin_placement::{AccessPattern, BufferTally, Ledger, Tally};
+use marlin_placement::{AccessPattern, BufferTally, Direction, Ledger};
 
 use crate::isa::FloatKind;
 use crate::memory::{Buffer, WeightMemory};
@@ -155,19 +155,12 @@ fn decode_float(
     }
 }
 
-/// The backend's own counters for placing.
-pub(crate) struct PlaceTallies {
-    pub(crate) repack: Tally,
-    pub(crate) expand: Tally,
-}
-
 /// Adopts a weight, or repacks it into `memory`.
 pub(crate) fn place(
     source: &WeightSource,
     pool: &Pool,
     memory: &WeightMemory,
     ledger: &Ledger,
-    tallies: &PlaceTallies,
 ) -> Result<CpuWeight, BackendError> {
     let bad = |problem: String| BackendError::Weight {
         name: source.name.clone(),
@@ -183,7 +176,7 @@ pub(crate) fn place(
         // Read in place: no copy.
         let tally = ledger.buffer(name.clone(), AccessPattern::ADOPTED, file_bytes);
         let scales = match format {
-            Format::Group(g) => Some(expand_scales(source, g, ledger, tallies)?),
+            Format::Group(g) => Some(expand_scales(source, g, ledger)?),
             _ => None,
         };
         Storage::Float { kind, data: source.data.clone(), scales, tally }
@@ -222,7 +215,9 @@ pub(crate) fn place(
         if let Some(error) = failure {
             return Err(bad(error.to_string()));
         }
-        tallies.repack.record(file_bytes);
+        ledger
+            .copies(Direction::HostToHost, "interleave rows for the register tile")
+            .record(file_bytes);
         // The file's pages are not needed again: without this, peak memory would be twice
         // the model.
         for part in [&source.data, &source.scales, &source.zeros] {
@@ -259,7 +254,6 @@ fn expand_scales(
     source: &WeightSource,
     format: GroupFormat,
     ledger: &Ledger,
-    tallies: &PlaceTallies,
 ) -> Result<Scales, BackendError> {
     let (group_rows, group_cols) = (format.group_rows(), format.group_cols(source.cols));
     let count = source.scales.len() / format.scale.bytes();
@@ -271,7 +265,9 @@ fn expand_scales(
         // SAFETY: i is below count.
         unsafe { values.as_ptr::<f32>().add(i).write(scale) };
     }
-    tallies.expand.record(source.scales.len() as u64);
+    ledger
+        .copies(Direction::HostToHost, "expand FP8 scales to f32")
+        .record(source.scales.len() as u64);
     Ok(Scales { values, group_rows, group_cols })
 }
 

@@ -30,11 +30,11 @@ fn head(report: &RunReport<'_>, out: &mut String) {
 
 fn summary(report: &RunReport<'_>, out: &mut String) {
     let summary = &report.audit.summary;
-    let _ = writeln!(out, "\n{:<14} {:>8} {:>10} {:>10}", "memory", "buffers", "live", "peak");
+    let _ = writeln!(out, "\n{:<24} {:>8} {:>10} {:>10}", "memory", "buffers", "live", "peak");
     for total in &summary.by_category {
         let _ = writeln!(
             out,
-            "  {:<12} {:>8} {:>10} {:>10}",
+            "  {:<22} {:>8} {:>10} {:>10}",
             total.category.name(),
             total.buffers,
             bytes(total.live_bytes),
@@ -43,7 +43,7 @@ fn summary(report: &RunReport<'_>, out: &mut String) {
     }
     for total in &summary.by_mode {
         let name = mode(total.mode, report.audit.memory);
-        let _ = writeln!(out, "  {name:<12} {:>8} {:>10}", total.buffers, bytes(total.live_bytes));
+        let _ = writeln!(out, "  {name:<22} {:>8} {:>10}", total.buffers, bytes(total.live_bytes));
     }
     let _ = writeln!(out, "\n{:<24} {:>8} {:>10}", "copies", "count", "bytes");
     for total in &summary.copies {
