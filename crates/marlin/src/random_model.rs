@@ -2,6 +2,7 @@
 //! depend on what the weights are.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Instant;
 
 use marlin_backend::{
@@ -158,17 +159,20 @@ const MADE_ROWS: usize = 128;
 impl Weights<'_> {
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Weight, BackendError> {
         let format = self.format;
-        if !self.known.contains_key(&(rows, cols)) {
-            let parts = make(format, rows, cols).map_err(|error| BackendError::Weight {
-                name: name.to_owned(),
-                rows,
-                cols,
-                format,
-                problem: error.to_string(),
-            })?;
-            self.known.insert((rows, cols), parts);
-        }
-        let [data, scales, zeros] = self.known[&(rows, cols)].clone();
+        let made = match self.known.entry((rows, cols)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let parts = make(format, rows, cols).map_err(|error| BackendError::Weight {
+                    name: name.to_owned(),
+                    rows,
+                    cols,
+                    format,
+                    problem: error.to_string(),
+                })?;
+                place.insert(parts)
+            }
+        };
+        let [data, scales, zeros] = made.clone();
         let tensor_scale = 1.0;
         let name = name.to_owned();
         self.backend.place(&WeightSource {
