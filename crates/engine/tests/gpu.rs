@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use marlin_backend::{
-    Activation, AttentionSpec, Backend, BackendError, Batch, Executor, ExecutorOptions, HostBytes,
-    KvFormat, Norm, Program, ProgramBuilder, Rope, RopeStyle, SamplingSettings, StepToken, Weight,
+    Activation, AttentionSpec, Backend, BackendError, Batch, ExecutorOptions, HostBytes, KvFormat,
+    Norm, Program, ProgramBuilder, Rope, RopeStyle, SamplingSettings, StepToken, Weight,
     WeightSource,
 };
 use marlin_cpu::CpuBackend;
