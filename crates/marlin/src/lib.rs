@@ -31,13 +31,13 @@
 
 pub mod benchmark;
 pub mod perplexity;
-pub mod random_model;
 #[cfg(feature = "pull")]
 pub mod pull;
+pub mod random_model;
 
 pub use marlin_engine::{
-    Activations, Ceilings, DeviceChoice, EngineError, GenerateOptions, Generated, KvFormat, Model, ModelOptions,
-    Request, SamplingSettings, Session, SessionOptions, StopReason, open_device,
+    Activations, Ceilings, DeviceChoice, EngineError, GenerateOptions, Generated, KvFormat, Model,
+    ModelOptions, Request, SamplingSettings, Session, SessionOptions, StopReason, open_device,
 };
 pub use marlin_models::{Config, Message, ModelError, ModelSource, Tokenizer};
 pub use marlin_placement::audit::{Budget, BudgetLine, RunAudit};

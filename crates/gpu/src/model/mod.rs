@@ -5,6 +5,8 @@
 //! | `weight` | what a file's tensors become: matrices that are used together lie together |
 //! | `place` | bringing them to the device, in slices, past the host's memory |
 //! | `plan` | a program's ops as steps over matrices, vectors and tensors |
+//! | `places` | which tensors share memory, and which lie side by side |
+//! | `sharing` | norms that the products around them can do |
 //! | `memory` | activations, KV caches, sampler state and what passes between host and device |
 //! | `encode` | a step as a command list |
 //! | `executor` | steps in flight |
@@ -13,7 +15,9 @@ mod encode;
 mod executor;
 mod memory;
 mod place;
+mod places;
 mod plan;
+mod sharing;
 mod weight;
 
 use std::sync::Arc;
