@@ -37,14 +37,31 @@ mod cuda {
                 let layout = KvLayout::new(storage, 8, 128)?;
                 let splits = decode_splits(&layout, heads, 1, CONTEXT, device.properties());
                 for splits in [splits, splits / 2, splits * 3 / 2, splits * 2] {
-                    decode(device, layout, heads, splits)?;
+                    decode(device, layout, heads, CONTEXT, DecodeShape { splits, short: false })?;
                 }
             }
+        }
+        for storage in KvStorage::ALL {
+            contexts(device, KvLayout::new(storage, 8, 128)?)?;
         }
         prefill(device, 2048)?;
         for heads in [16, 128] {
             let splits = latent_splits(heads, 1, CONTEXT, device.properties());
             latent(device, heads, splits)?;
+        }
+        Ok(())
+    }
+
+    /// Short and middling contexts, by both kernels.
+    fn contexts(device: &dyn Device, layout: KvLayout) -> Result<(), GpuError> {
+        for context in [128, 256, 512, 1024, 2048, 4096, 8192, 16384] {
+            let long = decode_splits(&layout, 32, 1, context, device.properties());
+            decode(device, layout, 32, context, DecodeShape { splits: long, short: false })?;
+            for splits in [1, 4, 8, 16, 32] {
+                if splits == 1 && context <= 1024 || splits > 1 && context >= 64 * splits {
+                    decode(device, layout, 32, context, DecodeShape { splits, short: true })?;
+                }
+            }
         }
         Ok(())
     }
@@ -91,12 +108,14 @@ mod cuda {
         device: &dyn Device,
         layout: KvLayout,
         heads: u32,
-        splits: u32,
+        context: u32,
+        shape: DecodeShape,
     ) -> Result<(), GpuError> {
-        let blocks = CONTEXT / KV_BLOCK;
+        let splits = shape.splits;
+        let blocks = context / KV_BLOCK;
         let pieces = layout.block_pieces() * blocks as usize;
-        let bytes = layout.bytes(u64::from(CONTEXT));
-        let count = (600_000_000 / bytes as usize).clamp(4, 24);
+        let bytes = layout.bytes(u64::from(context));
+        let count = (600_000_000 / bytes as usize).clamp(4, 128);
         let caches = (0..count)
             .map(|_| filled::<[u32; 4]>(device, pieces, 0x2c))
             .collect::<Result<Vec<_>, _>>()?;
@@ -106,7 +125,7 @@ mod cuda {
         let workspace =
             filled::<f32>(device, workspace_len(1, heads, splits, layout.head_dim()), 0)?;
         let sequences = device.upload_new("sequences", &[0u32])?;
-        let positions = device.upload_new("positions", &[CONTEXT - 1])?;
+        let positions = device.upload_new("positions", &[context - 1])?;
         let mut commands = CommandList::new("decode");
         for cache in &caches {
             Attention {
@@ -122,7 +141,7 @@ mod cuda {
                 scale: 0.088,
                 window: None,
                 softcap: None,
-                shape: DecodeShape { splits, short: false },
+                shape,
                 workspace: workspace.view_mut()?,
                 out: out.view_mut()?,
                 out_stride: width,
@@ -133,9 +152,10 @@ mod cuda {
         let seconds = median(device, commands, count)?;
         let rate = |s: f64| bytes as f64 / s / 1e12;
         println!(
-            "decode {:?}, {heads} heads, {splits} splits: {:.1} us, {:.2} TB/s; without the reduction {:.1} us, \
+            "decode {:?}, {heads} heads, {context} positions, {splits} splits{}: {:.1} us, {:.2} TB/s; without the reduction {:.1} us, \
              {:.2} TB/s",
             layout.storage(),
+            if shape.short { " (short)" } else { "" },
             seconds * 1e6,
             rate(seconds),
             alone * 1e6,
@@ -211,7 +231,7 @@ mod cuda {
                 sequences: sequences.view(),
                 positions: positions.view(),
                 scale: 0.05,
-                shape: DecodeShape { splits, short: false },
+                splits,
                 workspace: workspace.view_mut()?,
                 out: out.view_mut()?,
             }

@@ -695,10 +695,11 @@ fn short_contexts_have_a_kernel_of_their_own() {
             (splits, short)
         };
         assert_eq!(choose(1, 1), (1, true));
-        assert_eq!(choose(1, 256), (1, true));
-        assert_eq!(choose(1, 512), (8, true));
+        assert_eq!(choose(1, 512), (1, true));
         assert_eq!(choose(1, 1024), (16, true));
-        assert_eq!(choose(4, 1024), (4, true));
+        assert_eq!(choose(1, 1 << 14), (16, true));
+        assert_eq!(choose(4, 1 << 12), (4, true));
+        assert_eq!(choose(4, 1 << 14), (16, false));
         assert_eq!(choose(1, 1 << 15), (66, false));
         assert_eq!(choose(40, 256), (1, false));
     }

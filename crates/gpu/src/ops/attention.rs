@@ -178,10 +178,17 @@ pub struct DecodeShape {
     pub short: bool,
 }
 
-/// Positions up to which a context is short: from there on its bytes cost more than latency does.
-const SHORT_CONTEXT: u32 = 1024;
-/// Positions that one threadgroup without help goes over faster than a reduction begins.
-const WHOLE_CONTEXT: u32 = 256;
+/// Positions of all tokens up to which contexts are short: from there on bytes cost more than latency does, on an H100
+/// (`docs/performance.md`). Codes take instructions, which `attention` has fewer of a byte.
+const fn short_positions(storage: KvStorage) -> u32 {
+    match storage {
+        KvStorage::F16 | KvStorage::F32 => 16384,
+        KvStorage::Int8 | KvStorage::Fp4 => 8192,
+    }
+}
+
+/// Positions that threadgroups without help go over faster than a reduction is done.
+const WHOLE_CONTEXT: u32 = 512;
 
 impl DecodeShape {
     /// Not split, whatever the context's length.
@@ -198,7 +205,8 @@ impl DecodeShape {
         // Threads in plenty for every head: with more tokens the device is busy anyway, and a cache read once for several
         // heads is worth more.
         let few = tokens.max(1) * heads <= 4 * properties.compute_units;
-        if few && context <= SHORT_CONTEXT {
+        let positions = tokens.max(1).saturating_mul(context);
+        if few && positions <= short_positions(layout.storage()) {
             let mut splits = 1;
             if context > WHOLE_CONTEXT {
                 let group = heads / layout.kv_heads();
@@ -455,7 +463,12 @@ impl<T: Element> Attention<'_, T> {
                 },
                 elements: PhantomData,
             },
-            Grid::xy(self.heads, self.sequences.len() as u32, REDUCE_THREADS),
+            Grid::xy(
+                self.heads,
+                self.sequences.len() as u32,
+                // Few splits leave most threads of a large threadgroup without any.
+                if self.shape.splits <= 32 { REDUCE_THREADS / 4 } else { REDUCE_THREADS },
+            ),
         );
     }
 
