@@ -277,6 +277,9 @@ pub fn workspace_len(tokens: u32, heads: u32, splits: u32, head_dim: u32) -> usi
 
 /// Attention of new tokens, whose keys and values are in the cache already.
 ///
+/// `sequences`, `positions` and the table of pages may be read before the dispatch in front of this one is done: no dispatch
+/// of the same list may write them.
+///
 /// Single tokens (decoding, or any mix of tokens) with `tiles: None`; runs of tokens with the tiles of
 /// [`RowShape::tiles`], which share what they read of the cache.
 pub struct Attention<'a, T> {
