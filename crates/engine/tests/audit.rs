@@ -129,6 +129,7 @@ fn a_session_that_ran_nothing_has_an_audit_too() {
 }
 
 #[test]
+#[cfg(feature = "emulated")]
 fn a_run_on_the_emulated_device_audits_itself_too() {
     let audit = run_on(DeviceChoice::Emulated, "llama3_rope.gguf", 2, 8, KvFormat::F16);
     assert!(audit.modes_agree(), "{:#?}", audit.findings);

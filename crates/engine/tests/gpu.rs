@@ -1,7 +1,8 @@
 //! A model on a GPU says what it says on the CPU.
 //!
 //! On the emulated device, whose checks make every mistake of placement an error; with `MARLIN_TEST_DEVICE=cuda` and
-//! the feature `cuda` on an NVIDIA GPU.
+//! the feature `cuda` on an NVIDIA GPU. Needs the feature `emulated`, which tests of the whole workspace have.
+#![cfg(feature = "emulated")]
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
