@@ -406,6 +406,20 @@ fn a_model_that_is_too_large_says_how_much_is_missing_before_anything_is_uploade
     assert_eq!(device.ledger().report().buffers.len(), 0);
 }
 
+/// Of three norms the first alone has no product before it. Prompts do each by itself.
+#[test]
+fn products_share_the_norms_between_them_in_steps_of_few_tokens() {
+    let gpu = GpuBackend::new(device(true), Activations::F16);
+    let ids = tokens(12, VOCABULARY);
+    let norms = |phase| -> u64 {
+        let report = gpu.ledger().report();
+        let of_phase = report.dispatches.iter().filter(|d| d.phase == phase);
+        of_phase.filter(|d| d.label.starts_with("rms_norm")).map(|d| d.count).sum()
+    };
+    logits(&gpu, small(&gpu, Format::F16, false), KvFormat::F16, &ids, 11).unwrap();
+    assert_eq!((norms(Phase::Prefill), norms(Phase::Decode)), (3, 1));
+}
+
 #[test]
 fn batches_that_do_not_fit_are_refused_by_name() {
     let gpu = GpuBackend::new(device(true), Activations::F16);

@@ -284,3 +284,21 @@ pub(crate) fn fraction(text: &str) -> Result<f32, String> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_named_as_it_is_listed() {
+        let of = |text: &str| text.parse::<Device>().map(DeviceChoice::from);
+        assert_eq!(of("auto"), Ok(DeviceChoice::Auto));
+        assert_eq!(of("cpu"), Ok(DeviceChoice::Cpu));
+        assert_eq!(of("cuda"), Ok(DeviceChoice::Cuda(0)));
+        assert_eq!(of("cuda:3"), Ok(DeviceChoice::Cuda(3)));
+        assert_eq!(of("metal:1"), Ok(DeviceChoice::Metal(1)));
+        for wrong in ["gpu", "cpu:1", "cuda:x", "cuda:", ""] {
+            assert!(of(wrong).unwrap_err().starts_with("expected"), "{wrong}");
+        }
+    }
+}

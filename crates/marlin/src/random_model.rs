@@ -328,3 +328,33 @@ impl ShapeBenchmark {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+
+    #[test]
+    fn a_shape_runs_and_is_timed_as_often_as_was_asked() {
+        let cpu = marlin_cpu::CpuBackend::new(NonZeroUsize::new(1)).unwrap();
+        let shape = ModelShape::named("tiny").unwrap();
+        for format in ["int4-g128", "q8_0", "fp8-block", "f16"] {
+            let program = shape.program(&cpu, format.parse().unwrap()).unwrap();
+            let benchmark = ShapeBenchmark {
+                prompt: 9,
+                decode: 3,
+                batch: 4,
+                depth: 5,
+                repetitions: 2,
+                kv: KvFormat::F16,
+            };
+            let times = benchmark.run(&cpu, program).unwrap();
+            assert_eq!((times.prefill.len(), times.decode.len()), (2, 2), "{format}");
+            // A layer's products: q, k, v, output, gate, up and down.
+            let layer = 128 * (128 + 64 + 64 + 128) + 3 * 128 * 256;
+            assert_eq!(times.multiply_adds, 9 * 2 * layer, "{format}");
+            assert!(times.decode_bytes > 3 * layer, "{format}");
+        }
+    }
+}

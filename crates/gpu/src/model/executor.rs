@@ -27,6 +27,14 @@ struct InFlight {
     logits: bool,
 }
 
+/// What a batch has had of a sequence so far.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    /// Its last token's index.
+    last: Option<usize>,
+    has_output: bool,
+}
+
 /// A compiled program with its memory.
 pub(super) struct GpuExecutor<T> {
     shared: Arc<Shared>,
@@ -43,6 +51,8 @@ pub(super) struct GpuExecutor<T> {
     /// Tiles of each row shape.
     tiles: [Vec<u32>; MAX_ROW_SHAPES],
     places: Vec<(u32, u32)>,
+    /// Each sequence's part of the batch at hand.
+    seen: Vec<Seen>,
     sampled: Vec<u32>,
     /// Where the device leaves logits for the host, made when they are first asked for.
     logits_read: Option<Buffer<T>>,
@@ -76,6 +86,7 @@ impl<T: Activation> GpuExecutor<T> {
             words: Vec::new(),
             tiles: Default::default(),
             places: Vec::with_capacity(options.max_tokens),
+            seen: Vec::with_capacity(options.max_sequences),
             sampled: Vec::with_capacity(options.max_outputs),
             logits_read: None,
             logits: Vec::new(),
@@ -189,9 +200,9 @@ impl<T: Activation> GpuExecutor<T> {
         let outputs = tokens.iter().filter(|t| t.output).count();
         check("outputs", outputs, options.max_outputs)?;
         let mut runs = false;
-        // Sequences are few, and each is in one piece.
-        let mut last_of: Vec<Option<usize>> = vec![None; options.max_sequences];
-        let (mut has_output, mut several_outputs) = (vec![false; options.max_sequences], false);
+        let mut several_outputs = false;
+        self.seen.clear();
+        self.seen.resize(options.max_sequences, Seen::default());
         for (i, token) in tokens.iter().enumerate() {
             let (sequence, position) = (token.sequence as usize, token.position as usize);
             check("sequence", sequence, options.max_sequences - 1)?;
@@ -199,7 +210,8 @@ impl<T: Activation> GpuExecutor<T> {
             if token.id != StepToken::SAMPLED {
                 check("token", token.id as usize, self.plan.vocabulary - 1)?;
             }
-            if let Some(before) = last_of[sequence] {
+            let seen = &mut self.seen[sequence];
+            if let Some(before) = seen.last {
                 if before + 1 != i {
                     let what = "sequence, which is not in one piece,";
                     return Err(BackendError::Batch { what, found: sequence, limit: 1 });
@@ -211,9 +223,9 @@ impl<T: Activation> GpuExecutor<T> {
                 }
                 runs = true;
             }
-            several_outputs |= token.output && has_output[sequence];
-            has_output[sequence] |= token.output;
-            last_of[sequence] = Some(i);
+            several_outputs |= token.output && seen.has_output;
+            seen.has_output |= token.output;
+            seen.last = Some(i);
         }
         self.places.clear();
         self.places.extend(tokens.iter().map(|t| (t.sequence, t.position)));

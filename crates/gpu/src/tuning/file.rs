@@ -45,3 +45,44 @@ pub(super) fn write(path: &Path, products: &[Tuned]) -> io::Result<()> {
         .and_then(|()| std::fs::rename(&unfinished, path))
         .inspect_err(|_| drop(std::fs::remove_file(&unfinished)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::linear::GemmShape;
+    use crate::tuning::Product;
+
+    fn tuned(rows: usize) -> Tuned {
+        let product = Product {
+            code: 2,
+            scale: 1,
+            min: 0,
+            group: 128,
+            rows,
+            columns: 256,
+            gated: false,
+            tokens: 8,
+        };
+        let shape = r#"{"tiles":1,"row_blocks":1,"row_groups":1,"k_groups":8,"depth":2,"staged":false,
+            "splits":1,"wide":true,"stages":2,"prescaled":false}"#;
+        let shape: GemmShape = serde_json::from_str(shape).unwrap();
+        Tuned { product, shape, microseconds: 1.5, default_microseconds: 2.0 }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_what_is_no_such_file_is_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("below").join("device.json");
+        assert_eq!(read(&path), []);
+        let products = [tuned(16), tuned(32)];
+        write(&path, &products).unwrap();
+        assert_eq!(read(&path), products);
+        // Nothing is left beside it.
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        assert_eq!(read(&path), []);
+        std::fs::write(&path, &text[..text.len() / 2]).unwrap();
+        assert_eq!(read(&path), []);
+    }
+}
