@@ -164,7 +164,7 @@ pub(crate) enum FloatKind {
 pub(crate) type TileKernel = unsafe fn(&TileCall<'_>);
 pub(crate) type FloatKernel = unsafe fn(&FloatCall);
 pub(crate) type AppendKernel = unsafe fn(&KvHead, usize, *const f32, *const f32);
-pub(crate) type AttendKernel = unsafe fn(&AttendCall<'_>);
+pub(crate) type AttendKernel = unsafe fn(&AttendCall);
 
 /// The kernels of one instruction set.
 ///
@@ -259,7 +259,7 @@ macro_rules! table {
                 unsafe { attention::append::<S, E>(head, position, key, value) }
             }
             $(#[$features])*
-            unsafe fn attend<E: KvElement>(call: &AttendCall<'_>) {
+            unsafe fn attend<E: KvElement>(call: &AttendCall) {
                 unsafe { attention::attend::<S, E>(call) }
             }
             $(#[$features])*

@@ -128,6 +128,22 @@ impl Buffer {
         })
     }
 
+    /// As [`new`](Self::new), in huge pages if it is long enough for some: for memory that is streamed
+    /// through.
+    #[track_caller]
+    pub(crate) fn in_huge_pages(
+        ledger: &Ledger,
+        name: impl Into<String>,
+        pattern: AccessPattern,
+        bytes: usize,
+    ) -> Result<Self, BackendError> {
+        Self::build(ledger, name.into(), pattern, bytes, |len| {
+            let region = Arc::new(Region::new(len, len >= 2 * HUGE_PAGE)?);
+            let data = region.data;
+            Some((region, data))
+        })
+    }
+
     /// As many floats as `values` has, with padding of zeros at the end.
     #[track_caller]
     pub(crate) fn of_floats(

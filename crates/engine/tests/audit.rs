@@ -72,12 +72,12 @@ fn the_tables_say_who_used_what_where_and_how_often() {
     let row = |name: &str| {
         audit.buffers.iter().find(|b| b.name == name).unwrap_or_else(|| panic!("no {name}"))
     };
-    let keys = row("kv.keys");
-    assert_eq!(keys.site.module, "crates/cpu/src/executor/attention.rs");
-    assert_eq!(keys.site.function.as_deref(), Some("KvCache::new"));
-    assert_eq!((keys.count, keys.live, keys.category), (2, 2, Category::KvCache));
-    assert_eq!((keys.mode, keys.suggested_mode), (StorageMode::Private, StorageMode::Private));
-    let attention = keys.accessed_by.iter().find(|a| a.phase == Phase::Decode).unwrap();
+    let cache = row("kv.cache");
+    assert_eq!(cache.site.module, "crates/cpu/src/executor/kv_cache.rs");
+    assert_eq!(cache.site.function.as_deref(), Some("KvCache::new"));
+    assert_eq!((cache.count, cache.live, cache.category), (1, 1, Category::KvCache));
+    assert_eq!((cache.mode, cache.suggested_mode), (StorageMode::Private, StorageMode::Private));
+    let attention = cache.accessed_by.iter().find(|a| a.phase == Phase::Decode).unwrap();
     // Two layers, eleven steps.
     assert_eq!((attention.by.as_str(), attention.reads, attention.writes), ("attention", 22, 22));
 

@@ -190,7 +190,7 @@ impl CpuExecutor {
         if let Some(rope) = plan.rope {
             step.reads(&self.rotations[rope]);
         }
-        self.kv.buffers(plan.cache).for_each(|buffer| step.uses(buffer));
+        step.uses(self.kv.buffer());
         self.threads.iter().for_each(|scratch| step.uses(&scratch.attention));
         step.uses(self.partials.buffer());
         step.writes(self.buffer_of(plan.out));

@@ -1,128 +1,19 @@
-//! Attention stages, and the memory that they keep: the KV cache and partial sums.
+//! Attention stages, and the partial sums that they keep.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use marlin_backend::{BackendError, CacheInfo, ExecutorOptions, KvFormat, Rope, RopeStyle};
+use marlin_backend::{BackendError, ExecutorOptions, Rope, RopeStyle};
 use marlin_placement::{AccessPattern, Ledger};
 
 use super::plan::{AttentionPlan, NormPlan, Plan, StageKind};
 use super::{CpuExecutor, Run};
-use crate::kernels::attention::{AttendCall, KvHead, MAX_ROWS};
+use crate::kernels::attention::{AttendCall, CHUNK, NOTHING_SEEN, SPAN};
 use crate::memory::Buffer;
 use crate::pool::Worker;
 
-/// Positions of one item when a single token looks back: small enough to share a long
-/// context among threads, and fixed, so that the result does not depend on their number.
-const SPAN: usize = 256;
-
-/// Keys and values of all layers and slots.
-pub(super) struct KvCache {
-    layers: Vec<Layer>,
-    element: usize,
-    scaled: bool,
-    /// Positions per slot, rounded up to 16.
-    positions: usize,
-}
-
-struct Layer {
-    info: CacheInfo,
-    /// `head_dim` rounded up to 16.
-    dim: usize,
-    keys: Buffer,
-    values: Buffer,
-    key_scales: Buffer,
-    value_scales: Buffer,
-}
-
-impl KvCache {
-    pub(super) fn new(
-        ledger: &Ledger,
-        caches: &[CacheInfo],
-        options: &ExecutorOptions,
-    ) -> Result<Self, BackendError> {
-        let (element, scaled) = match options.kv {
-            KvFormat::F32 => (4, false),
-            KvFormat::F16 => (2, false),
-            KvFormat::Q8 => (1, true),
-        };
-        let positions = options.context.next_multiple_of(16);
-        let layers = caches
-            .iter()
-            .map(|&info| {
-                let dim = info.head_dim.next_multiple_of(16);
-                let heads = options.max_sequences * info.kv_heads;
-                let too_large = || BackendError::OutOfMemory {
-                    what: format!(
-                        "a KV cache of {} positions and {} sequences",
-                        options.context, options.max_sequences
-                    ),
-                    bytes: u64::MAX,
-                };
-                let rows = heads.checked_mul(positions).ok_or_else(too_large)?;
-                let bytes = rows
-                    .checked_mul(dim)
-                    .and_then(|n| n.checked_mul(element))
-                    .ok_or_else(too_large)?;
-                let scales = if scaled { rows * 4 } else { 0 };
-                let buffer =
-                    |name, bytes| Buffer::new(ledger, name, AccessPattern::DEVICE_ONLY, bytes);
-                Ok(Layer {
-                    info,
-                    dim,
-                    keys: buffer("kv.keys", bytes)?,
-                    values: buffer("kv.values", bytes)?,
-                    key_scales: buffer("kv.key_scales", scales)?,
-                    value_scales: buffer("kv.value_scales", scales)?,
-                })
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Self { layers, element, scaled, positions })
-    }
-
-    fn head(&self, layer: usize, sequence: usize, kv_head: usize) -> KvHead {
-        let layer = &self.layers[layer];
-        let row = (sequence * layer.info.kv_heads + kv_head) * self.positions;
-        let at = row * layer.dim * self.element;
-        let scales = if self.scaled { row } else { 0 };
-        // SAFETY: sequence and head are in range, so the offsets are within the buffers.
-        unsafe {
-            KvHead {
-                keys: layer.keys.as_ptr::<u8>().add(at),
-                values: layer.values.as_ptr::<u8>().add(at),
-                key_scales: layer.key_scales.as_ptr::<f32>().add(scales),
-                value_scales: layer.value_scales.as_ptr::<f32>().add(scales),
-                dim: layer.dim,
-            }
-        }
-    }
-
-    /// The buffers of one layer that hold anything.
-    pub(super) fn buffers(&self, layer: usize) -> impl Iterator<Item = &Buffer> {
-        let layer = &self.layers[layer];
-        let scales = [&layer.key_scales, &layer.value_scales];
-        [&layer.keys, &layer.values].into_iter().chain(scales.into_iter().filter(|_| self.scaled))
-    }
-
-    /// Bytes that one token at `position` reads, all layers together.
-    pub(super) fn bytes_per_token(&self, position: usize) -> u64 {
-        self.layers
-            .iter()
-            .map(|layer| {
-                let seen = (position + 1).min(layer.info.window.unwrap_or(usize::MAX));
-                let row = layer.info.head_dim * self.element + if self.scaled { 4 } else { 0 };
-                2 * (seen * layer.info.kv_heads * row) as u64
-            })
-            .sum()
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.layers
-            .iter()
-            .map(|l| l.keys.len() + l.values.len() + l.key_scales.len() + l.value_scales.len())
-            .sum()
-    }
-}
+/// Most query rows of one item: with more, their sums leave the first-level cache.
+const ITEM_ROWS: usize = 64;
 
 /// Where the spans of one long look-back leave their sums until the last one adds them up.
 pub(super) struct PartialSums {
@@ -180,9 +71,16 @@ fn attention_plans(plan: &Plan) -> impl Iterator<Item = &AttentionPlan> {
     })
 }
 
+/// Consecutive tokens of one item of a prompt: all query heads of a head of keys look at them
+/// together, so that keys and values are converted once for all.
+fn item_tokens(plan: &AttentionPlan) -> usize {
+    let group = plan.spec.heads / plan.spec.kv_heads;
+    (ITEM_ROWS / group / 8 * 8).clamp(8, 32)
+}
+
 /// Rows of queries that one item may have.
 fn max_rows(plan: &AttentionPlan) -> usize {
-    (plan.spec.heads / plan.spec.kv_heads).max(MAX_ROWS)
+    plan.spec.heads / plan.spec.kv_heads * item_tokens(plan)
 }
 
 /// Floats of attention scratch that a thread needs for any stage of `plan`.
@@ -190,8 +88,8 @@ pub(super) fn scratch_floats(plan: &Plan) -> usize {
     attention_plans(plan)
         .map(|a| {
             let dim = a.spec.head_dim.next_multiple_of(16);
-            // Queries and sums, a key and a value, maxima and sums.
-            max_rows(a) * (2 * dim + 2) + 2 * dim
+            // Queries and sums, their softmax, a key and a value, a chunk as f32.
+            max_rows(a) * (2 * dim + 17) + 2 * dim + 2 * CHUNK * dim
         })
         .max()
         .unwrap_or(0)
@@ -201,10 +99,12 @@ pub(super) fn scratch_floats(plan: &Plan) -> usize {
 struct Rows {
     queries: *mut f32,
     acc: *mut f32,
-    max: *mut f32,
+    /// 16 lanes a row.
     sum: *mut f32,
     key: *mut f32,
     value: *mut f32,
+    chunk: *mut f32,
+    max: *mut f32,
 }
 
 /// Positions that a query at `position` sees.
@@ -222,7 +122,7 @@ fn spans(plan: &AttentionPlan, position: usize) -> Range<usize> {
 impl CpuExecutor {
     /// Runs an attention stage over the step's runs.
     pub(super) fn attention(&self, stage: usize, plan: &AttentionPlan, worker: Worker<'_>) {
-        let AttentionSize { heads, kv_heads, .. } = AttentionSize::of(plan);
+        let AttentionSize { kv_heads, .. } = AttentionSize::of(plan);
         // Tokens that see each other must all be in the cache before any of them looks;
         // single tokens are appended by the item that needs them last.
         let appended: usize = self.runs.iter().filter(|r| r.len > 1).map(|r| r.len).sum();
@@ -241,14 +141,16 @@ impl CpuExecutor {
             if run.len == 1 {
                 kv_heads * spans(plan, run.position).len()
             } else {
-                heads * run.len.div_ceil(MAX_ROWS)
+                kv_heads * run.len.div_ceil(item_tokens(plan))
             }
         };
         let items: usize = self.runs.iter().map(items_of).sum();
+        // The run and head whose queries this thread has prepared.
+        let mut prepared = None;
         self.cursors.share(2 * stage + 1, worker.index, items, 1, |range| {
             for item in range {
                 let mut item = item;
-                for run in &self.runs {
+                for (r, run) in self.runs.iter().enumerate() {
                     let count = items_of(run);
                     if item >= count {
                         item -= count;
@@ -256,9 +158,10 @@ impl CpuExecutor {
                     }
                     if run.len == 1 {
                         let n = spans(plan, run.position).len();
-                        self.look_back(plan, run, item / n, item % n, worker.index);
+                        let known = prepared.replace((r, item / n)) == Some((r, item / n));
+                        self.look_back(plan, run, item / n, item % n, known, worker.index);
                     } else {
-                        let n = run.len.div_ceil(MAX_ROWS);
+                        let n = run.len.div_ceil(item_tokens(plan));
                         // Later blocks look back further: begin with them.
                         self.look_around(plan, run, item / n, n - 1 - item % n, worker.index);
                     }
@@ -284,14 +187,12 @@ impl CpuExecutor {
         let base = self.threads[thread].attention.as_ptr::<f32>();
         // SAFETY: `scratch_floats` counted exactly these.
         unsafe {
-            Rows {
-                queries: base,
-                acc: base.add(rows * dim),
-                max: base.add(2 * rows * dim),
-                sum: base.add(2 * rows * dim + rows),
-                key: base.add(2 * rows * (dim + 1)),
-                value: base.add(2 * rows * (dim + 1) + dim),
-            }
+            let acc = base.add(rows * dim);
+            let sum = acc.add(rows * dim);
+            let key = sum.add(rows * 16);
+            let chunk = key.add(2 * dim);
+            let max = chunk.add(2 * CHUNK * dim);
+            Rows { queries: base, acc, sum, key, value: key.add(dim), chunk, max }
         }
     }
 
@@ -341,7 +242,8 @@ impl CpuExecutor {
         let (k, k_width) = self.activations.get(plan.k);
         let (v, v_width) = self.activations.get(plan.v);
         let step = &self.tokens[token];
-        let head = self.kv.head(plan.cache, step.sequence as usize, kv_head);
+        let (span, index) = (step.position as usize / SPAN, step.position as usize % SPAN);
+        let head = self.kv.head(plan.cache, step.sequence as usize, kv_head, span);
         // SAFETY: the token's rows have a vector for each head; the position is within the
         // context; each position and head is appended by one thread.
         unsafe {
@@ -349,11 +251,11 @@ impl CpuExecutor {
             self.prepare_head(plan, key, plan.k_norm.as_ref(), true, token, 1.0, rows.key);
             let value = v.add(token * v_width + kv_head * dim);
             self.prepare_head(plan, value, None, false, token, 1.0, rows.value);
-            (plan.append)(&head, step.position as usize, rows.key, rows.value);
+            (plan.append)(&head, index, rows.key, rows.value);
         }
     }
 
-    /// Prepares the query of (token, head) as row `row` and clears its sums.
+    /// Prepares the query of (token, head) as row `row`.
     fn prepare_query(
         &self,
         plan: &AttentionPlan,
@@ -370,9 +272,16 @@ impl CpuExecutor {
             let from = q.add(token * width + head * dim);
             let to = rows.queries.add(row * padded);
             self.prepare_head(plan, from, plan.q_norm.as_ref(), true, token, plan.spec.scale, to);
-            *rows.max.add(row) = f32::NEG_INFINITY;
-            *rows.sum.add(row) = 0.0;
-            rows.acc.add(row * padded).write_bytes(0, padded);
+        }
+    }
+
+    /// Clears the sums of the first `count` rows.
+    fn clear(rows: &Rows, count: usize, dim: usize) {
+        // SAFETY: the caller has so many rows.
+        unsafe {
+            std::slice::from_raw_parts_mut(rows.max, count).fill(NOTHING_SEEN);
+            rows.sum.write_bytes(0, count * 16);
+            rows.acc.write_bytes(0, count * dim);
         }
     }
 
@@ -398,13 +307,14 @@ impl CpuExecutor {
     }
 
     /// One token, one head of keys, one span of positions; the query heads that share the
-    /// key head go together.
+    /// key head go together. `prepared`: their queries are there from the span before.
     fn look_back(
         &self,
         plan: &AttentionPlan,
         run: &Run,
         kv_head: usize,
         index: usize,
+        prepared: bool,
         thread: usize,
     ) {
         let AttentionSize { heads, kv_heads, dim } = AttentionSize::of(plan);
@@ -415,48 +325,27 @@ impl CpuExecutor {
         if span + 1 == all.end {
             self.append(plan, run.start, kv_head, thread);
         }
-        for row in 0..group {
-            self.prepare_query(plan, &rows, row, run.start, kv_head * group + row);
-        }
-        let seen = visible(plan, run.position);
-        let mut first = 0;
-        while first < group {
-            let count = (group - first).min(MAX_ROWS);
-            // SAFETY: rows first..first + count are prepared; the range is in the cache.
-            unsafe {
-                (plan.attend)(&AttendCall {
-                    head: self.kv.head(plan.cache, run.sequence, kv_head),
-                    queries: rows.queries.add(first * dim),
-                    visible: &[seen; MAX_ROWS][..count],
-                    range: (span * SPAN, (span + 1) * SPAN),
-                    softcap: plan.spec.softcap.unwrap_or(0.0),
-                    max: rows.max.add(first),
-                    sum: rows.sum.add(first),
-                    acc: rows.acc.add(first * dim),
-                });
+        if !prepared {
+            for row in 0..group {
+                self.prepare_query(plan, &rows, row, run.start, kv_head * group + row);
             }
-            first += count;
         }
-        // SAFETY: rows are below `max_rows`; entries belong to this item until it counts
-        // itself as done, and to the last one afterwards.
+        Self::clear(&rows, group, dim);
+        // SAFETY: the group's rows are prepared, and the span is in the cache. Entries belong
+        // to this item until it counts itself as done, and to the last one afterwards.
         unsafe {
+            (plan.attend)(&self.call(plan, run, &rows, kv_head, span, group));
             if all.len() == 1 {
                 for row in 0..group {
-                    let acc = rows.acc.add(row * dim);
-                    self.write_head(
-                        plan,
-                        run.start,
-                        kv_head * group + row,
-                        acc,
-                        *rows.sum.add(row),
-                    );
+                    let (acc, sum) = (rows.acc.add(row * dim), lanes_sum(rows.sum, row));
+                    self.write_head(plan, run.start, kv_head * group + row, acc, sum);
                 }
                 return;
             }
             for row in 0..group {
                 let entry = self.partials.entry(run.sequence, kv_head * group + row, index);
                 *entry = *rows.max.add(row);
-                *entry.add(1) = *rows.sum.add(row);
+                *entry.add(1) = lanes_sum(rows.sum, row);
                 std::ptr::copy_nonoverlapping(rows.acc.add(row * dim), entry.add(16), dim);
             }
             let done = &self.partials.done[run.sequence * self.partials.kv_heads + kv_head];
@@ -469,6 +358,32 @@ impl CpuExecutor {
                 let head = kv_head * group + row;
                 self.combine(plan, run, head, all.len(), rows.acc);
             }
+        }
+    }
+
+    /// The call for `count` rows of a run, beginning with its first token, and one span.
+    fn call(
+        &self,
+        plan: &AttentionPlan,
+        run: &Run,
+        rows: &Rows,
+        kv_head: usize,
+        span: usize,
+        count: usize,
+    ) -> AttendCall {
+        AttendCall {
+            head: self.kv.head(plan.cache, run.sequence, kv_head, span),
+            first: span * SPAN,
+            rows: count,
+            tokens: 1,
+            position: run.position,
+            window: plan.spec.window.unwrap_or(usize::MAX),
+            queries: rows.queries,
+            softcap: plan.spec.softcap.unwrap_or(0.0),
+            max: rows.max,
+            sum: rows.sum,
+            acc: rows.acc,
+            scratch: rows.chunk,
         }
     }
 
@@ -500,42 +415,51 @@ impl CpuExecutor {
         }
     }
 
-    /// Up to eight consecutive tokens of a run and one query head.
+    /// Some consecutive tokens of a run and all query heads of a head of keys.
     fn look_around(
         &self,
         plan: &AttentionPlan,
         run: &Run,
-        head: usize,
+        kv_head: usize,
         block: usize,
         thread: usize,
     ) {
         let AttentionSize { heads, kv_heads, dim } = AttentionSize::of(plan);
+        let group = heads / kv_heads;
         let rows = self.rows(plan, thread);
-        let first = block * MAX_ROWS;
-        let count = (run.len - first).min(MAX_ROWS);
-        let mut seen = [(0, 0); MAX_ROWS];
-        for (row, seen) in seen.iter_mut().enumerate().take(count) {
-            self.prepare_query(plan, &rows, row, run.start + first + row, head);
-            *seen = visible(plan, run.position + first + row);
+        let first = block * item_tokens(plan);
+        let tokens = (run.len - first).min(item_tokens(plan));
+        let count = group * tokens;
+        let row_of = |row: usize| (run.start + first + row % tokens, kv_head * group + row / tokens);
+        for row in 0..count {
+            let (token, head) = row_of(row);
+            self.prepare_query(plan, &rows, row, token, head);
         }
-        // SAFETY: rows 0..count are prepared; all positions up to the last are in the cache.
-        unsafe {
-            (plan.attend)(&AttendCall {
-                head: self.kv.head(plan.cache, run.sequence, head / (heads / kv_heads)),
-                queries: rows.queries,
-                visible: &seen[..count],
-                range: (0, usize::MAX),
-                softcap: plan.spec.softcap.unwrap_or(0.0),
-                max: rows.max,
-                sum: rows.sum,
-                acc: rows.acc,
-            });
-            for row in 0..count {
-                let acc = rows.acc.add(row * dim);
-                self.write_head(plan, run.start + first + row, head, acc, *rows.sum.add(row));
+        Self::clear(&rows, count, dim);
+        let position = run.position + first;
+        for span in visible(plan, position).0 / SPAN..(position + tokens - 1) / SPAN + 1 {
+            let call = self.call(plan, run, &rows, kv_head, span, count);
+            // SAFETY: rows 0..count are prepared; all positions up to the last are in the cache.
+            unsafe { (plan.attend)(&AttendCall { tokens, position, ..call }) }
+        }
+        for row in 0..count {
+            let (token, head) = row_of(row);
+            // SAFETY: the row is one of those prepared above.
+            unsafe {
+                let (acc, sum) = (rows.acc.add(row * dim), lanes_sum(rows.sum, row));
+                self.write_head(plan, token, head, acc, sum);
             }
         }
     }
+}
+
+/// The sum of a row's sixteen lanes.
+///
+/// # Safety
+/// `sums` must have the row.
+unsafe fn lanes_sum(sums: *const f32, row: usize) -> f32 {
+    // SAFETY: forwarded from the caller.
+    unsafe { std::slice::from_raw_parts(sums.add(16 * row), 16).iter().sum() }
 }
 
 /// The sizes that items are made of.

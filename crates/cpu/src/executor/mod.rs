@@ -3,6 +3,7 @@
 mod accesses;
 mod activations;
 mod attention;
+mod kv_cache;
 mod linear;
 mod plan;
 mod step;
@@ -18,7 +19,8 @@ use marlin_placement::{AccessPattern, AccessTally, BufferTally, Direction, Ledge
 
 use crate::backend::Inner;
 use crate::executor::activations::Activations;
-use crate::executor::attention::{KvCache, PartialSums};
+use crate::executor::attention::PartialSums;
+use crate::executor::kv_cache::KvCache;
 use crate::executor::plan::Plan;
 use crate::executor::work::Cursors;
 use crate::kernels::quantise::{BLOCK, PANEL};

@@ -103,6 +103,14 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn any_greater(a: Self::F, b: Self::F) -> bool {
+        unsafe {
+            let low = _mm256_cmp_ps::<_CMP_GT_OQ>(a[0], b[0]);
+            let high = _mm256_cmp_ps::<_CMP_GT_OQ>(a[1], b[1]);
+            _mm256_movemask_ps(_mm256_or_ps(low, high)) != 0
+        }
+    }
+    #[inline(always)]
     unsafe fn round(x: Self::F) -> Self::F {
         unsafe {
             each!(x, |v| _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v))

@@ -40,6 +40,7 @@ impl Simd for Avx512 {
     // 16 accumulators, 8 registers of codes, and 8 for scales and sums.
     const TILE_TOKENS: usize = 16;
     const SIGNED_8BIT: bool = false;
+    const ATTEND_ROWS: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -92,6 +93,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn max_lane(x: Self::F) -> f32 {
         unsafe { _mm512_reduce_max_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn any_greater(a: Self::F, b: Self::F) -> bool {
+        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0 }
     }
     #[inline(always)]
     unsafe fn round(x: Self::F) -> Self::F {

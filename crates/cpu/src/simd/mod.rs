@@ -42,6 +42,9 @@ pub(crate) trait Simd: Copy + 'static {
     /// Whether [`dot_pair`](Self::dot_pair) beats two calls of [`dot`](Self::dot).
     const PAIRS: bool = false;
 
+    /// Query rows that attention's register tile holds, with two vectors of sums each.
+    const ATTEND_ROWS: usize = 4;
+
     unsafe fn splat(x: f32) -> Self::F;
     /// Reads 16 floats.
     unsafe fn load(p: *const f32) -> Self::F;
@@ -60,6 +63,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn sum(x: Self::F) -> f32;
     /// The greatest lane.
     unsafe fn max_lane(x: Self::F) -> f32;
+    /// Whether any lane of `a` is greater than `b`'s.
+    unsafe fn any_greater(a: Self::F, b: Self::F) -> bool;
     /// Rounds to the nearest integer, ties to even.
     unsafe fn round(x: Self::F) -> Self::F;
     /// `2^n` for integral `n` in -126..=127.

@@ -175,6 +175,13 @@ impl<const I8MM: bool> Simd for Neon<I8MM> {
         unsafe { vmaxvq_f32(vmaxq_f32(vmaxq_f32(x[0], x[2]), vmaxq_f32(x[1], x[3]))) }
     }
     #[inline(always)]
+    unsafe fn any_greater(a: Self::F, b: Self::F) -> bool {
+        unsafe {
+            let [p, q, r, s] = both!(a, b, vcgtq_f32);
+            vmaxvq_u32(vorrq_u32(vorrq_u32(p, q), vorrq_u32(r, s))) != 0
+        }
+    }
+    #[inline(always)]
     unsafe fn round(x: Self::F) -> Self::F {
         unsafe { each!(x, |v| vrndnq_f32(v)) }
     }

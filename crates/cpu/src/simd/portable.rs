@@ -90,6 +90,10 @@ impl Simd for Portable {
         x.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
     }
     #[inline(always)]
+    unsafe fn any_greater(a: Self::F, b: Self::F) -> bool {
+        a.iter().zip(&b).any(|(a, b)| a > b)
+    }
+    #[inline(always)]
     unsafe fn round(x: Self::F) -> Self::F {
         map(x, f32::round_ties_even)
     }
