@@ -21,6 +21,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI (x86-64).
     Avx512Vnni,
+    /// The same with 8-bit matrix units for prompts: AMX INT8 (x86-64, Linux).
+    Amx,
     /// NEON with dot products (AArch64).
     Neon,
     /// NEON with dot products and 8-bit matrix products (AArch64).
@@ -32,8 +34,14 @@ pub const ISA_VARIABLE: &str = "MARLIN_CPU";
 
 impl Isa {
     /// All of them, best first.
-    pub const ALL: [Self; 5] =
-        [Self::Avx512Vnni, Self::Avx2, Self::NeonI8mm, Self::Neon, Self::Portable];
+    pub const ALL: [Self; 6] = [
+        Self::Amx,
+        Self::Avx512Vnni,
+        Self::Avx2,
+        Self::NeonI8mm,
+        Self::Neon,
+        Self::Portable,
+    ];
 
     /// The name that [`ISA_VARIABLE`] takes.
     pub const fn name(self) -> &'static str {
@@ -41,6 +49,7 @@ impl Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512Vnni => "avx512",
+            Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonI8mm => "neon-i8mm",
         }
@@ -66,6 +75,8 @@ impl Isa {
                     && is_x86_feature_detected!("f16c")
                     && is_x86_feature_detected!("fma")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512Vnni.is_available() && crate::kernels::amx::is_available(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("dotprod"),
             #[cfg(target_arch = "aarch64")]
@@ -119,7 +130,7 @@ impl FromStr for Isa {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IsaError {
     /// No such name.
-    #[error("unknown instruction set `{0}`, expected avx512, avx2, neon, neon-i8mm or portable")]
+    #[error("unknown instruction set `{0}`, expected amx, avx512, avx2, neon, neon-i8mm or portable")]
     Unknown(String),
     /// The processor lacks it.
     #[error("this processor does not have the instruction set `{0}`")]
@@ -175,6 +186,8 @@ pub(crate) struct Kernels {
     pub(crate) isa: Isa,
     /// Whether products with 8-bit codes take them as signed; see [`Simd::SIGNED_8BIT`].
     pub(crate) signed_8bit: bool,
+    /// Whether tile kernels want room for unpacked codes.
+    pub(crate) matrix_unit: bool,
     /// For a width of codes, groups of 16 or not, and minimums or not.
     pub(crate) tile: fn(CodeKind, bool, bool) -> TileKernel,
     pub(crate) float: fn(FloatKind) -> FloatKernel,
@@ -292,9 +305,12 @@ macro_rules! table {
                 }
             }
 
-            pub(super) static KERNELS: Kernels = Kernels {
+            pub(super) static KERNELS: Kernels = TABLE;
+
+            pub(super) const TABLE: Kernels = Kernels {
                 isa: $isa,
                 signed_8bit: <S as Simd>::SIGNED_8BIT,
+                matrix_unit: false,
                 tile,
                 float,
                 quantise_row,
@@ -330,6 +346,50 @@ table!(
     Isa::Avx512Vnni
 );
 
+/// AVX-512's kernels, but for the products of prompts.
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "each function forwards its contract")]
+mod amx {
+    use super::*;
+    use crate::kernels::amx;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    unsafe fn tile_kernel<C: tile::Codes, const HALVES: bool, const MIN: bool>(
+        call: &TileCall<'_>,
+    ) {
+        unsafe { amx::tile::<C, HALVES, MIN>(call) }
+    }
+
+    fn tile_of<C: tile::Codes>(halves: bool, min: bool) -> TileKernel {
+        match (halves, min) {
+            (false, false) => tile_kernel::<C, false, false>,
+            (false, true) => tile_kernel::<C, false, true>,
+            (true, false) => tile_kernel::<C, true, false>,
+            (true, true) => tile_kernel::<C, true, true>,
+        }
+    }
+
+    fn tile(kind: CodeKind, halves: bool, min: bool) -> TileKernel {
+        match kind {
+            CodeKind::Bits2 => tile_of::<Bits2>(halves, min),
+            CodeKind::Bits3 => tile_of::<Bits3>(halves, min),
+            CodeKind::Bits4 => tile_of::<Bits4>(halves, min),
+            CodeKind::Bits5 => tile_of::<Bits5>(halves, min),
+            CodeKind::Bits6 => tile_of::<Bits6>(halves, min),
+            CodeKind::Bits8 => tile_of::<Bits8>(halves, min),
+            CodeKind::Table4 => tile_of::<Table4>(halves, min),
+        }
+    }
+
+    pub(super) static KERNELS: Kernels = Kernels {
+        isa: Isa::Amx,
+        matrix_unit: true,
+        tile,
+        multiply: amx::ceiling,
+        ..avx512::TABLE
+    };
+}
+
 #[cfg(target_arch = "aarch64")]
 table!(
     #[target_feature(enable = "neon,dotprod")]
@@ -358,6 +418,8 @@ pub(crate) fn kernels(isa: Isa) -> Result<&'static Kernels, IsaError> {
         Isa::Avx2 => &avx2::KERNELS,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni => &avx512::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => &amx::KERNELS,
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => &neon::KERNELS,
         #[cfg(target_arch = "aarch64")]

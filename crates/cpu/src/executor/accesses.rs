@@ -162,6 +162,9 @@ impl CpuExecutor {
             }
             if plan.any_quantised {
                 step.uses(&scratch.header);
+                if self.inner.kernels.matrix_unit && !local {
+                    step.uses(&scratch.unpacked);
+                }
             }
             let partly = plan.matrices.iter().any(|m| !m.rows.is_multiple_of(16));
             if gated || plan.any_float || partly {

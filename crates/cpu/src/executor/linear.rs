@@ -286,6 +286,7 @@ impl CpuExecutor {
                         },
                         tokens: tokens.len(),
                         scratch: scratch.header.as_ptr(),
+                        unpacked: scratch.unpacked.as_ptr(),
                         out: to.start,
                         out_stride: to.stride,
                         accumulate: to.accumulate,

@@ -135,6 +135,8 @@ struct Scratch {
     quantised: Quantised,
     /// A tile's scales and minimums.
     header: Buffer,
+    /// A tile's codes as bytes, for a matrix unit.
+    unpacked: Buffer,
     /// Products of three tiles for a block of tokens: of a gate, of what it gates, and of a
     /// tile that fills no rows of its own.
     products: Buffer,
@@ -155,6 +157,7 @@ impl Scratch {
             normed: buffer("thread.normed", if plan.any_norm { LOCAL_ROWS * cols } else { 0 })?,
             quantised: Quantised::new(ledger, "thread.quantised", LOCAL_ROWS, 1, plan)?,
             header: buffer("thread.header", plan.max_header)?,
+            unpacked: buffer("thread.unpacked", plan.max_unpacked / 4)?,
             products: buffer("thread.products", 3 * TOKEN_BLOCK * 16)?,
             attention: buffer("thread.attention", attention::scratch_floats(plan))?,
             sampler: Mutex::new(SamplerScratch::new(vocabulary)),
@@ -167,7 +170,8 @@ impl Scratch {
     }
 
     fn bytes(&self) -> usize {
-        let parts = [&self.normed, &self.header, &self.products, &self.attention];
+        let parts =
+            [&self.normed, &self.header, &self.unpacked, &self.products, &self.attention];
         parts.iter().map(|b| b.len()).sum::<usize>() + self.quantised.bytes()
     }
 }

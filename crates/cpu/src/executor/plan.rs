@@ -152,6 +152,8 @@ pub(super) struct Plan {
     pub(super) any_norm: bool,
     /// Greatest number of f32 that a tile's expanded header takes.
     pub(super) max_header: usize,
+    /// Greatest number of bytes that a tile's codes take, unpacked for a matrix unit.
+    pub(super) max_unpacked: usize,
     /// Rows of the embedding table: token ids are below it.
     pub(super) vocabulary: usize,
     /// Bytes of the file that one token reads.
@@ -176,6 +178,7 @@ impl Plan {
             any_halves: false,
             any_norm: false,
             max_header: 0,
+            max_unpacked: 0,
             vocabulary: usize::MAX,
             weight_bytes: 0,
             multiply_adds: 0,
@@ -246,7 +249,7 @@ impl Plan {
                     let bias = part.bias.as_ref();
                     linear.push(&part.weight, bias, part.out, part.accumulate, kernels, ledger)?;
                 }
-                self.account(&linear, rows(x));
+                self.account(&linear, rows(x), kernels);
                 Stage { kind: StageKind::Linear(linear), tally: ledger.dispatches("linear") }
             }
             Op::GatedLinear { x, gate, up, activation, out } => {
@@ -254,7 +257,7 @@ impl Plan {
                 let mut linear = LinearPlan::new(x, norm, Combine::Gated(*activation), ledger)?;
                 linear.push(gate, None, *out, false, kernels, ledger)?;
                 linear.push(up, None, *out, false, kernels, ledger)?;
-                self.account(&linear, rows(x));
+                self.account(&linear, rows(x), kernels);
                 let kind = StageKind::Linear(linear);
                 Stage { kind, tally: ledger.dispatches("gated_linear") }
             }
@@ -289,7 +292,7 @@ impl Plan {
         })
     }
 
-    fn account(&mut self, linear: &LinearPlan, rows: Rows) {
+    fn account(&mut self, linear: &LinearPlan, rows: Rows, kernels: &Kernels) {
         self.max_cols = self.max_cols.max(linear.cols);
         self.max_biases = self.max_biases.max(linear.biases.len());
         self.any_quantised |= linear.any_quantised;
@@ -302,6 +305,9 @@ impl Plan {
             }
             if let Storage::Tiles { layout, .. } = matrix.storage() {
                 self.max_header = self.max_header.max(2 * layout.groups() * 16);
+                if kernels.matrix_unit {
+                    self.max_unpacked = self.max_unpacked.max(16 * layout.padded_cols);
+                }
             }
         }
     }

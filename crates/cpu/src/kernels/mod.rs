@@ -1,5 +1,7 @@
 //! The kernels, each written once over [`Simd`](crate::simd::Simd).
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 pub(crate) mod attention;
 pub(crate) mod ceiling;
 pub(crate) mod elementwise;

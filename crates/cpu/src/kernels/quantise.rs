@@ -58,36 +58,77 @@ pub(crate) unsafe fn quantise_row<S: Simd>(
     biases: &[Bias],
     out: &RowOut,
 ) {
-    let blocks = cols.div_ceil(BLOCK);
-    let mut tail = [0.0f32; BLOCK];
-    for b in 0..blocks {
-        // SAFETY: block b starts inside the row; a block that ends past it is read from `tail`.
-        unsafe {
-            let start = b * BLOCK;
-            let mut source = x.add(start);
-            if start + BLOCK > cols {
-                std::ptr::copy_nonoverlapping(source, tail.as_mut_ptr(), cols - start);
-                source = tail.as_ptr();
-            }
-            let (low, high) = (S::load(source), S::load(source.add(LANES)));
-            let largest = S::max_lane(S::max(S::abs(low), S::abs(high)));
-            let scale = largest / 127.0;
+    let (whole, blocks) = (cols / BLOCK, cols.div_ceil(BLOCK));
+    // SAFETY: blocks below `whole` lie inside the row; the last one is read from `tail` if it ends
+    // past it.
+    unsafe {
+        let mut b = 0;
+        while b + 4 <= whole {
+            some::<S, 4>(x.add(b * BLOCK), b, blocks, biases, out);
+            b += 4;
+        }
+        while b < whole {
+            some::<S, 1>(x.add(b * BLOCK), b, blocks, biases, out);
+            b += 1;
+        }
+        if b < blocks {
+            let mut tail = [0.0f32; BLOCK];
+            std::ptr::copy_nonoverlapping(x.add(b * BLOCK), tail.as_mut_ptr(), cols - b * BLOCK);
+            some::<S, 1>(tail.as_ptr(), b, blocks, biases, out);
+        }
+    }
+}
+
+/// Quantises `N` blocks, the first of which is block `b` and lies at `x`: reductions of four
+/// vectors at once take a third of the instructions of four reductions.
+///
+/// # Safety
+/// As for [`quantise_row`].
+#[inline(always)]
+unsafe fn some<S: Simd, const N: usize>(
+    x: *const f32,
+    b: usize,
+    blocks: usize,
+    biases: &[Bias],
+    out: &RowOut,
+) {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        let lanes = out.lanes;
+        let mut low = [S::splat(0.0); N];
+        let mut high = low;
+        let mut greatest = low;
+        for i in 0..N {
+            low[i] = S::load(x.add(i * BLOCK));
+            high[i] = S::load(x.add(i * BLOCK + LANES));
+            greatest[i] = S::max(S::abs(low[i]), S::abs(high[i]));
+        }
+        let greatest = max_lanes::<S, N>(greatest);
+        let mut sums = low;
+        let mut scales = [0.0; N];
+        for i in 0..N {
+            scales[i] = greatest[i] / 127.0;
             // A block whose largest value is zero or nearly so: 1/scale would overflow.
-            let inverse = S::splat(if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 });
-            let (low, high) = (S::round(S::mul(low, inverse)), S::round(S::mul(high, inverse)));
-            let lanes = out.lanes;
-            let codes = out.codes.add(start * lanes);
-            S::store_i8(codes, low);
-            S::store_i8(codes.add(LANES), high);
-            // Sums of integers below 2^24 are exact in any order.
-            let (mut halves, sum) = ([0.0; 2], S::sum(S::add(low, high)));
+            let inverse = if scales[i] > f32::MIN_POSITIVE { 1.0 / scales[i] } else { 0.0 };
+            let inverse = S::splat(inverse);
+            low[i] = S::round(S::mul(low[i], inverse));
+            high[i] = S::round(S::mul(high[i], inverse));
+            let codes = out.codes.add((b + i) * BLOCK * lanes);
+            S::store_i8(codes, low[i]);
+            S::store_i8(codes.add(LANES), high[i]);
+            sums[i] = S::add(low[i], high[i]);
+        }
+        // Sums of integers below 2^24 are exact in any order.
+        let sums = sum_lanes::<S, N>(sums);
+        let halves = if out.half_sums.is_null() { sums } else { sum_lanes::<S, N>(low) };
+        for i in 0..N {
+            let (b, sum) = (b + i, sums[i]);
             // max() drops NaN, the sum does not; infinity times its inverse is NaN too.
-            let scale = scale + sum * 0.0;
+            let scale = scales[i] + sum * 0.0;
             *out.scales.add(b * lanes) = scale;
             *out.sums.add(b * lanes) = scale * sum;
+            let halves = [halves[i], sum - halves[i]];
             if !out.half_sums.is_null() {
-                halves[0] = S::sum(low);
-                halves[1] = sum - halves[0];
                 *out.half_sums.add(2 * b * lanes) = scale * halves[0];
                 *out.half_sums.add((2 * b + 1) * lanes) = scale * halves[1];
             }
@@ -102,4 +143,38 @@ pub(crate) unsafe fn quantise_row<S: Simd>(
             }
         }
     }
+}
+
+/// The greatest lane of each vector.
+#[inline(always)]
+unsafe fn max_lanes<S: Simd, const N: usize>(x: [S::F; N]) -> [f32; N] {
+    let mut greatest = [0.0; N];
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        if N == 4 {
+            greatest.copy_from_slice(&S::max_lanes([x[0], x[1], x[2], x[3]]));
+        } else {
+            for (to, x) in greatest.iter_mut().zip(x) {
+                *to = S::max_lane(x);
+            }
+        }
+    }
+    greatest
+}
+
+/// The sum of each vector's lanes.
+#[inline(always)]
+unsafe fn sum_lanes<S: Simd, const N: usize>(x: [S::F; N]) -> [f32; N] {
+    let mut sums = [0.0; N];
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        if N == 4 {
+            sums.copy_from_slice(&S::sum_lanes([x[0], x[1], x[2], x[3]]));
+        } else {
+            for (to, x) in sums.iter_mut().zip(x) {
+                *to = S::sum(x);
+            }
+        }
+    }
+    sums
 }

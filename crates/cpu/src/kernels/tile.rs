@@ -84,6 +84,8 @@ pub(crate) struct TileCall<'a> {
     pub(crate) tokens: usize,
     /// Room for `2 · groups · 16` floats: scales and minimums.
     pub(crate) scratch: *mut f32,
+    /// Room for a tile's codes as bytes, where there is a matrix unit; otherwise unused.
+    pub(crate) unpacked: *mut i8,
     /// `[tokens][tiles · 16]`: the products.
     pub(crate) out: *mut f32,
     /// Floats from one token's products to the next's.
@@ -92,6 +94,18 @@ pub(crate) struct TileCall<'a> {
     pub(crate) accumulate: bool,
     /// `[tiles · 16]` added to every token's products; null for none.
     pub(crate) bias: *const f32,
+}
+
+impl TileCall<'_> {
+    /// On to the next tile.
+    #[inline(always)]
+    pub(super) fn step(&mut self) {
+        self.tile = self.tile.wrapping_add(self.layout.tile_bytes());
+        self.out = self.out.wrapping_add(LANES);
+        if !self.bias.is_null() {
+            self.bias = self.bias.wrapping_add(LANES);
+        }
+    }
 }
 
 /// Multiplies the tiles with all tokens of the call.
@@ -103,36 +117,45 @@ pub(crate) struct TileCall<'a> {
 pub(crate) unsafe fn tile<S: Simd, C: Codes, const HALVES: bool, const MIN: bool>(
     call: &TileCall<'_>,
 ) {
-    // SAFETY: forwarded from the caller.
-    unsafe {
-        let bytes = call.layout.tile_bytes();
-        let mut call = *call;
-        for _ in 0..call.tiles {
-            expand_header::<S>(call.layout, call.tile, call.scratch);
-            let mut t = 0;
-            while t < call.tokens {
-                // Tokens that go together must be in one panel.
-                let rest = (call.tokens - t).min(call.x.lanes - t % call.x.lanes);
-                t += if S::TILE_TOKENS >= 16 && rest >= 16 {
-                    tokens::<S, C, HALVES, MIN, 16>(&call, t)
-                } else if rest >= 4 {
-                    tokens::<S, C, HALVES, MIN, 4>(&call, t)
-                } else {
-                    tokens::<S, C, HALVES, MIN, 1>(&call, t)
-                };
-            }
-            call.tile = call.tile.wrapping_add(bytes);
-            call.out = call.out.wrapping_add(LANES);
-            if !call.bias.is_null() {
-                call.bias = call.bias.wrapping_add(LANES);
-            }
+    let mut one = *call;
+    for _ in 0..call.tiles {
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            expand_header::<S>(one.layout, one.tile, one.scratch);
+            rest::<S, C, HALVES, MIN>(&one, 0);
+        }
+        one.step();
+    }
+}
+
+/// Multiplies the first tile, whose header is expanded, with tokens `t` and up.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+pub(super) unsafe fn rest<S: Simd, C: Codes, const HALVES: bool, const MIN: bool>(
+    call: &TileCall<'_>,
+    mut t: usize,
+) {
+    while t < call.tokens {
+        // Tokens that go together must be in one panel.
+        let rest = (call.tokens - t).min(call.x.lanes - t % call.x.lanes);
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            t += if S::TILE_TOKENS >= 16 && rest >= 16 {
+                tokens::<S, C, HALVES, MIN, 16>(call, t)
+            } else if rest >= 4 {
+                tokens::<S, C, HALVES, MIN, 4>(call, t)
+            } else {
+                tokens::<S, C, HALVES, MIN, 1>(call, t)
+            };
         }
     }
 }
 
 /// Writes the tile's scales, then its minimums, as `[groups][16]` f32 to `scratch`.
 #[inline(always)]
-unsafe fn expand_header<S: Simd>(layout: &TileLayout, header: *const u8, scratch: *mut f32) {
+pub(super) unsafe fn expand_header<S: Simd>(layout: &TileLayout, header: *const u8, scratch: *mut f32) {
     let groups = layout.groups();
     // SAFETY: the header has the size that the layout says, and the caller vouches for
     // room for 2 · groups · 16 floats.
@@ -210,7 +233,7 @@ unsafe fn expand_header<S: Simd>(layout: &TileLayout, header: *const u8, scratch
 /// (These are functions and not closures: a closure is a function of its own, compiled
 /// without the instruction set unless the optimiser happens to inline it.)
 #[inline(always)]
-unsafe fn unpack<S: Simd, C: Codes>(p: *const u8, table: S::B) -> [S::B; 8] {
+pub(super) unsafe fn unpack<S: Simd, C: Codes>(p: *const u8, table: S::B) -> [S::B; 8] {
     // SAFETY: the caller vouches for the block's BITS · 64 bytes.
     unsafe {
         match C::BITS {
@@ -457,15 +480,7 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const MIN: bool, const T
     // SAFETY: the caller vouches for the tile, the activations of `tokens` rows, the
     // expanded header and the room for the products.
     unsafe {
-        let table = match layout.table {
-            Some(table) if C::TABLE => {
-                let least = table_offset(table);
-                let shifted: [u8; 16] =
-                    std::array::from_fn(|i| (i32::from(table[i]) + least) as u8);
-                S::load_table(shifted.as_ptr())
-            }
-            _ => S::splat_byte(0),
-        };
+        let table = load_values::<S, C>(layout);
         let codes = call.tile.add(layout.header_bytes());
         let per_group = if HALVES { 1 } else { layout.group / TILE_K };
         let zero = S::splat(0.0);
@@ -531,15 +546,51 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const MIN: bool, const T
                 left = per_group;
             }
         }
-        let factor = S::splat(layout.factor);
-        let bias = if call.bias.is_null() { zero } else { S::load(call.bias) };
+        finish::<S, T>(call, t, &acc);
+    }
+    T
+}
+
+/// Writes the sums of tokens `t .. t + T`.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+pub(super) unsafe fn finish<S: Simd, const T: usize>(
+    call: &TileCall<'_>,
+    t: usize,
+    acc: &[S::F; T],
+) {
+    // SAFETY: forwarded from the caller.
+    unsafe {
+        let factor = S::splat(call.layout.factor);
+        let bias = if call.bias.is_null() { S::splat(0.0) } else { S::load(call.bias) };
         for (i, acc) in acc.iter().enumerate() {
             let to = call.out.add((t + i) * call.out_stride);
             let before = if call.accumulate { S::add(S::load(to), bias) } else { bias };
             S::store(to, S::fma(*acc, factor, before));
         }
     }
-    T
+}
+
+/// The values of a table, made unsigned; nothing where codes are numbers.
+///
+/// # Safety
+/// The instruction set of `S` must be there.
+#[inline(always)]
+pub(super) unsafe fn load_values<S: Simd, C: Codes>(layout: &TileLayout) -> S::B {
+    // SAFETY: forwarded from the caller; the table has 16 bytes.
+    unsafe {
+        match layout.table {
+            Some(table) if C::TABLE => {
+                let least = table_offset(table);
+                let shifted: [u8; 16] =
+                    std::array::from_fn(|i| (i32::from(table[i]) + least) as u8);
+                S::load_table(shifted.as_ptr())
+            }
+            _ => S::splat_byte(0),
+        }
+    }
 }
 
 /// What is added to a table's values to make them unsigned.

@@ -26,6 +26,25 @@ macro_rules! each {
     }};
 }
 
+/// Reduces four vectors at once: each step halves what is left of all of them.
+macro_rules! reduce_four {
+    ($x:expr, $wide:ident, $half:ident) => {{
+        let x = $x;
+        let (a, b) = ($wide(x[0][0], x[0][1]), $wide(x[1][0], x[1][1]));
+        let (c, d) = ($wide(x[2][0], x[2][1]), $wide(x[3][0], x[3][1]));
+        let ab = $wide(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        let cd = $wide(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+        // a, b, c, d in both halves.
+        let (ab, cd) = (_mm256_castps_pd(ab), _mm256_castps_pd(cd));
+        let low = _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd));
+        let all = $wide(low, _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));
+        let last = $half(_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all));
+        let mut out = [0.0; 4];
+        _mm_storeu_ps(out.as_mut_ptr(), last);
+        out
+    }};
+}
+
 // SAFETY (whole impl): the trait's contract makes the caller vouch for the instruction set
 // and for the pointers; all memory instructions used are the unaligned ones.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -101,6 +120,14 @@ impl Simd for Avx2 {
             let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
             _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
         }
+    }
+    #[inline(always)]
+    unsafe fn sum_lanes(x: [Self::F; 4]) -> [f32; 4] {
+        unsafe { reduce_four!(x, _mm256_add_ps, _mm_add_ps) }
+    }
+    #[inline(always)]
+    unsafe fn max_lanes(x: [Self::F; 4]) -> [f32; 4] {
+        unsafe { reduce_four!(x, _mm256_max_ps, _mm_max_ps) }
     }
     #[inline(always)]
     unsafe fn any_greater(a: Self::F, b: Self::F) -> bool {

@@ -29,6 +29,24 @@ fn settle(acc: [__m512; 4], mut p: *const i8) -> ([__m512; 4], *const i8) {
     ([a, b, c, d], p)
 }
 
+/// Reduces four vectors at once: each step halves what is left of all of them.
+macro_rules! reduce_four {
+    ($x:expr, $wide:ident, $half:ident, $quarter:ident) => {{
+        let [a, b, c, d] = $x;
+        let ab = $wide(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let cd = $wide(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        // a, b, c, d in every quarter.
+        let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        let low = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+        let all = $wide(low, _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+        let half = $half(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps::<1>(all));
+        let last = $quarter(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+        let mut out = [0.0; 4];
+        _mm_storeu_ps(out.as_mut_ptr(), last);
+        out
+    }};
+}
+
 // SAFETY (whole impl): the trait's contract makes the caller vouch for the instruction set
 // and for the pointers; all memory instructions used are the unaligned ones.
 #[allow(clippy::undocumented_unsafe_blocks)]
@@ -93,6 +111,14 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn max_lane(x: Self::F) -> f32 {
         unsafe { _mm512_reduce_max_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn sum_lanes(x: [Self::F; 4]) -> [f32; 4] {
+        unsafe { reduce_four!(x, _mm512_add_ps, _mm256_add_ps, _mm_add_ps) }
+    }
+    #[inline(always)]
+    unsafe fn max_lanes(x: [Self::F; 4]) -> [f32; 4] {
+        unsafe { reduce_four!(x, _mm512_max_ps, _mm256_max_ps, _mm_max_ps) }
     }
     #[inline(always)]
     unsafe fn any_greater(a: Self::F, b: Self::F) -> bool {

@@ -63,6 +63,20 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn sum(x: Self::F) -> f32;
     /// The greatest lane.
     unsafe fn max_lane(x: Self::F) -> f32;
+    /// [`sum`](Self::sum) of four vectors.
+    #[inline(always)]
+    unsafe fn sum_lanes(x: [Self::F; 4]) -> [f32; 4] {
+        // SAFETY: forwarded from the caller.
+        unsafe { [Self::sum(x[0]), Self::sum(x[1]), Self::sum(x[2]), Self::sum(x[3])] }
+    }
+    /// [`max_lane`](Self::max_lane) of four vectors.
+    #[inline(always)]
+    unsafe fn max_lanes(x: [Self::F; 4]) -> [f32; 4] {
+        // SAFETY: forwarded from the caller.
+        unsafe {
+            [Self::max_lane(x[0]), Self::max_lane(x[1]), Self::max_lane(x[2]), Self::max_lane(x[3])]
+        }
+    }
     /// Whether any lane of `a` is greater than `b`'s.
     unsafe fn any_greater(a: Self::F, b: Self::F) -> bool;
     /// Rounds to the nearest integer, ties to even.
