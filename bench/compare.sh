@@ -146,7 +146,16 @@ if ((${#missing[@]})) && [[ -n ${MODELS:-} ]]; then
   die "MODELS=$MODELS has no $model.${missing[0]}.gguf"
 fi
 
-llama=${LLAMA_BIN:-$(build build-native llama-bench llama-quantize -- -DGGML_NATIVE=ON)}
+# llama.cpp's code for AMX ends with an illegal instruction (seen with 0.3.36, GCC 12, on an Emerald Rapids
+# Xeon): where there is AMX, it gets everything else that the processor has.
+native=(-DGGML_NATIVE=ON)
+if grep -qs amx_int8 /proc/cpuinfo; then
+  native=(-DGGML_NATIVE=OFF)
+  for feature in AVX AVX2 FMA F16C BMI2 AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16; do
+    native+=("-DGGML_$feature=ON")
+  done
+fi
+llama=${LLAMA_BIN:-$(build build-native llama-bench llama-quantize -- "${native[@]}")}
 [[ -x $llama/llama-bench ]] || die "no llama-bench in LLAMA_BIN=$llama"
 # Commands, split again by the shell's rules.
 quoted() { printf '%q' "$1"; }

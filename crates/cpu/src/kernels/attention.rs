@@ -295,19 +295,30 @@ unsafe fn all_rows<S: Simd, E: KvElement>(call: &AttendCall, start: usize, chunk
     while first < call.rows {
         // SAFETY: forwarded from the caller.
         unsafe {
-            first += match call.rows - first {
-                1 => rows::<S, E, 1, 4>(call, first, start, chunk),
-                2 => rows::<S, E, 2, 4>(call, first, start, chunk),
-                3 => rows::<S, E, 3, 2>(call, first, start, chunk),
-                8.. if S::ATTEND_ROWS >= 8 => rows::<S, E, 8, 2>(call, first, start, chunk),
-                _ => rows::<S, E, 4, 2>(call, first, start, chunk),
+            let left = call.rows - first;
+            first += if S::ATTEND_ROWS >= 8 {
+                match left {
+                    1 => rows::<S, E, 1, 4>(call, first, start, chunk),
+                    2 => rows::<S, E, 2, 4>(call, first, start, chunk),
+                    3 => rows::<S, E, 3, 4>(call, first, start, chunk),
+                    4..=7 => rows::<S, E, 4, 4>(call, first, start, chunk),
+                    _ => rows::<S, E, 8, 2>(call, first, start, chunk),
+                }
+            } else {
+                match left {
+                    1 => rows::<S, E, 1, 4>(call, first, start, chunk),
+                    2 => rows::<S, E, 2, 2>(call, first, start, chunk),
+                    3 => rows::<S, E, 3, 2>(call, first, start, chunk),
+                    _ => rows::<S, E, 4, 1>(call, first, start, chunk),
+                }
             };
         }
     }
 }
 
 /// Rows `first .. first + Q`, scores of `N` blocks of positions and weighted sums of `N` vectors
-/// at a time: as many chains of multiply-adds as hide their latency. Returns Q.
+/// at a time: as many chains of multiply-adds as hide their latency, and as the registers hold.
+/// Returns Q.
 #[inline(always)]
 unsafe fn rows<S: Simd, E: KvElement, const Q: usize, const N: usize>(
     call: &AttendCall,
@@ -334,14 +345,11 @@ unsafe fn rows<S: Simd, E: KvElement, const Q: usize, const N: usize>(
             let keys = chunk.keys.add(block * dim * LANES * E::BYTES);
             let mut scores = [[S::splat(0.0); N]; Q];
             for d in 0..dim {
-                let mut k = [S::splat(0.0); N];
-                for (n, k) in k.iter_mut().enumerate() {
-                    *k = E::load::<S>(keys.add((n * dim + d) * LANES * E::BYTES));
-                }
-                for i in 0..Q {
-                    let q = S::splat(*queries[i].add(d));
-                    for n in 0..N {
-                        scores[i][n] = S::fma(k[n], q, scores[i][n]);
+                for n in 0..N {
+                    let k = E::load::<S>(keys.add((n * dim + d) * LANES * E::BYTES));
+                    for i in 0..Q {
+                        let q = S::splat(*queries[i].add(d));
+                        scores[i][n] = S::fma(k, q, scores[i][n]);
                     }
                 }
             }
@@ -446,14 +454,11 @@ unsafe fn weigh<S: Simd, E: KvElement, const Q: usize, const N: usize>(
     unsafe {
         let mut sums = [[S::splat(0.0); N]; Q];
         for j in from..to {
-            let mut v = [S::splat(0.0); N];
-            for (n, v) in v.iter_mut().enumerate() {
-                *v = E::load::<S>(chunk.values.add((j * dim + c + n * LANES) * E::BYTES));
-            }
-            for i in 0..Q {
-                let w = S::splat(*weights[i].add(j));
-                for n in 0..N {
-                    sums[i][n] = S::fma(v[n], w, sums[i][n]);
+            for n in 0..N {
+                let v = E::load::<S>(chunk.values.add((j * dim + c + n * LANES) * E::BYTES));
+                for i in 0..Q {
+                    let w = S::splat(*weights[i].add(j));
+                    sums[i][n] = S::fma(v, w, sums[i][n]);
                 }
             }
         }

@@ -42,7 +42,8 @@ pub(crate) trait Simd: Copy + 'static {
     /// Whether [`dot_pair`](Self::dot_pair) beats two calls of [`dot`](Self::dot).
     const PAIRS: bool = false;
 
-    /// Query rows that attention's register tile holds, with two vectors of sums each.
+    /// Query rows that attention's register tile holds: with two vectors of sums each where it is 8
+    /// or more (16 registers), otherwise with one.
     const ATTEND_ROWS: usize = 4;
 
     unsafe fn splat(x: f32) -> Self::F;
