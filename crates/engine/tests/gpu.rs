@@ -186,6 +186,7 @@ impl Weights<'_> {
             scales: matrix.scales.into(),
             zeros: matrix.zeros.into(),
             tensor_scale: matrix.tensor_scale,
+            fragments: None,
         };
         self.backend.place(&source).unwrap()
     }

@@ -60,11 +60,22 @@ pub struct EmulatedOptions {
     pub unified: bool,
     /// Bytes of its memory.
     pub total_bytes: u64,
+    /// The most bytes of one allocation.
+    pub max_buffer_bytes: u64,
+    /// Submissions that run before the device is lost: every one after them fails, as when a GPU is unplugged, reset or
+    /// given to somebody else. `None` never loses it.
+    pub lost_after: Option<u64>,
 }
 
 impl Default for EmulatedOptions {
     fn default() -> Self {
-        Self { simd_width: 32, unified: true, total_bytes: 16 << 30 }
+        Self {
+            simd_width: 32,
+            unified: true,
+            total_bytes: 16 << 30,
+            max_buffer_bytes: u64::MAX,
+            lost_after: None,
+        }
     }
 }
 
@@ -148,6 +159,7 @@ impl Emulated {
                 threadgroup_bytes: THREADGROUP_BYTES,
                 compute_units: 1,
                 adoption_alignment: ADOPTION_ALIGNMENT,
+                max_buffer_bytes: options.max_buffer_bytes,
             },
             shared: Arc::new(Shared {
                 execution: Mutex::new(Execution { state, clock: 0, generation: 0 }),
@@ -212,7 +224,7 @@ impl Device for Emulated {
     ) -> Result<Arc<dyn Allocation>, GpuError> {
         let used = self.shared.used_bytes.load(Ordering::Relaxed);
         let total = self.properties.total_bytes;
-        let free = total.saturating_sub(used);
+        let free = total.saturating_sub(used).min(self.properties.max_buffer_bytes);
         if bytes > free {
             return Err(GpuError::OutOfMemory {
                 label: label.to_owned(),
@@ -251,6 +263,10 @@ impl Device for Emulated {
                     "its {what} is {over} past a multiple of {ADOPTION_ALIGNMENT}, expected a multiple"
                 )));
             }
+        }
+        let most = self.properties.max_buffer_bytes;
+        if bytes.len() as u64 > most {
+            return Err(refuse(format!("it has {} bytes, expected at most {most}", bytes.len())));
         }
         let tally = self.ledger.buffer_at(label, AccessPattern::ADOPTED, bytes.len() as u64, site);
         Ok(Arc::new(EmulatedAllocation::adopted(&self.shared, label, bytes, tally)))

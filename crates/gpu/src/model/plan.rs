@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use marlin_backend::{
-    Activation, AttentionSpec, BackendError, CacheInfo, LinearPart, Norm, Op, Program, Tensor,
-    Weight,
+    Activation, AttentionSpec, BackendError, CacheInfo, HostBytes, LinearPart, Norm, Op, Program,
+    Tensor, Union, Weight, stacks,
 };
 use marlin_formats::fragment::FragmentLayout;
 
 use super::Shared;
-use super::place::{self, Union};
+use super::place;
 pub(super) use super::places::Place;
 use super::places::{Places, Slot};
 use super::sharing::Sharing;
@@ -185,6 +185,26 @@ impl Plan {
         Ok(())
     }
 
+    /// What the file has of the weights that are not there yet as kernels read it. Vectors of files that are not packed are
+    /// not in it: few bytes, for which the device would hold all of the file.
+    pub(super) fn in_file(&self, shared: &Arc<Shared>) -> Result<Vec<HostBytes>, BackendError> {
+        let mut found: Vec<HostBytes> = Vec::new();
+        for spec in &self.matrices {
+            let own: Vec<&GpuWeight> =
+                spec.weights.iter().map(|w| GpuWeight::of(w, shared)).collect::<Result<_, _>>()?;
+            let there = own.first().and_then(|first| first.placed_matrix(&spec.ids)).is_some();
+            if let Some(sections) = place::sections(&own).filter(|_| !there) {
+                found.extend(sections.into_iter().filter(|section| !section.is_empty()));
+            }
+        }
+        for spec in &self.vectors {
+            let own = place::parts_of(shared, &spec.parts)?;
+            let packed = |bytes: &HostBytes| found.iter().any(|m| m.has_owner_of(bytes));
+            found.extend(place::vector_in_file(&own).filter(packed));
+        }
+        Ok(found)
+    }
+
     /// Bytes of device memory of the weights that are not there yet.
     pub(super) fn bytes_to_place(&self) -> Result<u64, BackendError> {
         let mut bytes = 0;
@@ -324,22 +344,14 @@ impl Builder<'_> {
     ) -> Result<(), BackendError> {
         let pending = self.pending(index);
         let is_head = parts.iter().any(|p| p.out == self.program.logits);
+        let layouts: Vec<FragmentLayout> = parts
+            .iter()
+            .map(|part| GpuWeight::of(&part.weight, self.shared)?.layout())
+            .collect::<Result<_, BackendError>>()?;
         let mut rest = parts;
-        while !rest.is_empty() {
-            let beside = |a: &LinearPart, b: &LinearPart| {
-                let (a, b) = (self.at(a.out), self.at(b.out));
-                a.slot == b.slot && a.stride == b.stride && a.first + a.width == b.first
-            };
-            let neighbours = 1 + rest.windows(2).take_while(|w| beside(&w[0], &w[1])).count();
-            let mut taken = None;
-            for count in (1..=neighbours).rev() {
-                let weights: Vec<Weight> = rest[..count].iter().map(|p| p.weight.clone()).collect();
-                if let Some(matrix) = self.matrix(&weights, Union::Stacked)? {
-                    taken = Some((count, matrix));
-                    break;
-                }
-            }
-            let Some((count, matrix)) = taken else {
+        for count in stacks(&layouts, self.program.joins_parts(index)) {
+            let weights: Vec<Weight> = rest[..count].iter().map(|p| p.weight.clone()).collect();
+            let Some(matrix) = self.matrix(&weights, Union::Stacked)? else {
                 return Err(self.shared.unsupported("a product with no matrix".to_owned()));
             };
             let (now, later) = rest.split_at(count);

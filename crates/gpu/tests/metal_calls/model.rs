@@ -30,6 +30,7 @@ fn place(backend: &dyn Backend, name: &str, rows: usize, cols: usize) -> Weight 
         scales: HostBytes::from(matrix.scales),
         zeros: HostBytes::from(matrix.zeros),
         tensor_scale: matrix.tensor_scale,
+        fragments: None,
     };
     backend.place(&source).expect("a place")
 }

@@ -198,7 +198,7 @@ impl Summary {
 fn bytes_per_token(config: &Config, source: &ModelSource) -> u64 {
     let tensors = source.tensors();
     let embedding = tensors.find("token_embd.weight");
-    let embedding_bytes = embedding.map_or(0, |tensor| tensor.data.len() as u64);
+    let embedding_bytes = embedding.map_or(0, StoredTensor::bytes);
     let row = embedding.map_or(0, |tensor| embedding_bytes / tensor.rows().max(1) as u64);
     let output = if config.tied_embeddings { embedding_bytes } else { 0 };
     source.bytes() - embedding_bytes + output + row
@@ -210,7 +210,7 @@ impl TensorLine {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),
             format: tensor.format.to_string(),
-            bytes: tensor.data.len() as u64,
+            bytes: tensor.bytes(),
         }
     }
 
