@@ -56,7 +56,7 @@ impl Adopted {
             let missing: Vec<Range<usize>> = bytes
                 .iter()
                 .filter(|b| !windows.iter().any(|window| window.holds(b)))
-                .map(HostBytes::range)
+                .map(|b| b.range())
                 .collect();
             let page = properties.adoption_alignment;
             let most = usize::try_from(properties.max_buffer_bytes).unwrap_or(usize::MAX);

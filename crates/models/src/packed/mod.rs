@@ -18,7 +18,7 @@ use marlin_formats::Format;
 use crate::error::{At, ModelError, quote};
 use crate::tensor::StoredTensor;
 
-pub(crate) use plan::{Contents, Entry, Plan};
+pub(crate) use plan::{Contents, Plan};
 pub(crate) use write::{Layout, whole_pages};
 pub use write::{PackOptions, PackProgress, PackSummary, pack};
 
@@ -34,6 +34,8 @@ pub(crate) const VERSION: u64 = 1;
 pub(crate) const MATRIX_PREFIX: &str = "marlin.fragment.";
 /// After a matrix's name in those of its sections.
 pub(crate) const SECTIONS: [&str; 4] = ["codes", "scales", "mins", "supers"];
+/// The tensor of bytes that fills a safetensors file's last page: that format allows no bytes that belong to none.
+pub(crate) const PADDING: &str = "marlin.padding";
 /// The length of a file is a multiple of it: the largest page of the systems whose GPUs share the host's memory.
 pub(crate) const FILE_ALIGNMENT: u64 = 16384;
 
@@ -128,6 +130,12 @@ impl PackedTensors {
 
     /// The matrices, each put together from its sections, which must be of the size that shape and format make.
     pub(crate) fn assemble(mut self, file: &Arc<Path>) -> Result<Vec<StoredTensor>, ModelError> {
+        // Whatever order the metadata came in, tables of tensors are the same in every run.
+        let place = |name: &str, sections: &HashMap<String, HostBytes>| {
+            let codes = sections.get(&format!("{name}.{}", SECTIONS[0]));
+            codes.map_or(0, |bytes| bytes.range().start)
+        };
+        self.matrices.sort_by_cached_key(|(name, _)| (place(name, &self.sections), name.clone()));
         let mut tensors = Vec::with_capacity(self.matrices.len());
         for (name, MatrixShape { format, rows, cols }) in std::mem::take(&mut self.matrices) {
             let mut section = |which: &str| {

@@ -228,14 +228,14 @@ fn write_tensors(
         for _ in 1..cores.min(work.jobs.len()) {
             scope.spawn(|| work.run(&mut || {}));
         }
-        let total = source.bytes();
-        let mut cancelled = false;
-        work.run(&mut || {
-            if !cancelled && progress(work.done.load(Relaxed), total).is_break() {
-                cancelled = true;
+        let mut show = || {
+            let ended = work.ended.load(Relaxed);
+            if !ended && progress(work.done.load(Relaxed), source.bytes()).is_break() {
                 work.fail(ModelError::Cancelled { path: path.to_owned() });
             }
-        });
+        };
+        show();
+        work.run(&mut show);
     });
     if let Some(error) = work.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
