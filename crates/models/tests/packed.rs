@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use marlin_formats::{Format, Matrix};
 use marlin_models::{ModelError, ModelSource, PackOptions, PackSummary, StoredTensor, pack};
-use support::{Gguf, Meta, place};
+use support::{Gguf, place};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/architectures").join(name)
@@ -103,7 +103,7 @@ fn quantised_matrices_come_back_exactly() {
     let folder = tempfile::tempdir().unwrap();
     for format in ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "mxfp4_ggml"] {
         let format: Format = format.parse().unwrap();
-        let file = quantised(format);
+        let file = Gguf::quantised(format);
         let path = file.write(folder.path(), &format!("{format}.gguf"));
         let original = ModelSource::open(&path).unwrap();
         let out = folder.path().join(format!("{format} packed.gguf"));
@@ -122,43 +122,6 @@ fn quantised_matrices_come_back_exactly() {
             }
         }
     }
-}
-
-/// A llama of one layer, 256 values wide, whose matrices are of `format`.
-fn quantised(format: Format) -> Gguf {
-    let mut file = Gguf::llama();
-    file.set("llama.embedding_length", Meta::U32(256))
-        .set("llama.feed_forward_length", Meta::U32(256))
-        .set("llama.rope.dimension_count", Meta::U32(128));
-    file.tensors.clear();
-    let mut seed = 0_u32;
-    let mut numbers = |count: u64| -> Vec<f32> {
-        let mut next = || {
-            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..count).map(|_| next()).collect()
-    };
-    for (name, rows) in [
-        ("token_embd", 12),
-        ("blk.0.attn_q", 256),
-        ("blk.0.attn_k", 128),
-        ("blk.0.attn_v", 128),
-        ("blk.0.attn_output", 256),
-        ("blk.0.ffn_gate", 256),
-        ("blk.0.ffn_up", 256),
-        ("blk.0.ffn_down", 256),
-    ] {
-        let values = numbers(rows * 256);
-        let matrix = marlin_formats::encode(format, rows as usize, 256, &values).unwrap();
-        file.tensor(&format!("{name}.weight"), &[256, rows]);
-        let tensor = file.tensors.last_mut().unwrap();
-        (tensor.type_id, tensor.data) = (format.ggml_id().unwrap(), matrix.data);
-    }
-    for name in ["output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"] {
-        file.tensor(&format!("{name}.weight"), &[256]);
-    }
-    file
 }
 
 #[test]

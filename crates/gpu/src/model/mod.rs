@@ -93,6 +93,7 @@ impl Shared {
                 needed,
                 free,
             },
+            GpuError::Lost { device, reason } => BackendError::DeviceLost { device, reason },
             other => BackendError::Device { backend, problem: other.to_string() },
         }
     }
