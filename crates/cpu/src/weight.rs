@@ -5,9 +5,7 @@ use std::any::Any;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use marlin_backend::{
-    BackendError, FragmentBytes, HostBytes, Weight, WeightSource, WeightStorage,
-};
+use marlin_backend::{BackendError, FragmentBytes, HostBytes, Weight, WeightSource, WeightStorage};
 use marlin_formats::fragment::Fragments;
 use marlin_formats::group::read_scale;
 use marlin_formats::tile::{TileLayout, TileScratch};
@@ -270,9 +268,7 @@ fn float_rows(
         bytes: bytes as u64,
     })?;
     (0..layout.rows).for_each(|row| fragments.append_row_data(row, &mut data));
-    ledger
-        .copies(Direction::HostToHost, "put floats back into rows")
-        .record(bytes as u64);
+    ledger.copies(Direction::HostToHost, "put floats back into rows").record(bytes as u64);
     let pattern = AccessPattern::DEVICE_ONLY.with_initial_data();
     let tally = ledger.buffer(name.to_owned(), pattern, bytes as u64);
     let scales = match kind {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use marlin_backend::{
     Activation, AttentionSpec, Backend, BackendError, Batch, ExecutorOptions, FragmentBytes,
-    HostBytes, KvFormat, Norm, Program, ProgramBuilder, Rope, RopeStyle, SamplingSettings, StepToken, Weight,
-    WeightSource,
+    HostBytes, KvFormat, Norm, Program, ProgramBuilder, Rope, RopeStyle, SamplingSettings,
+    StepToken, Weight, WeightSource,
 };
 use marlin_cpu::CpuBackend;
 use marlin_engine::{

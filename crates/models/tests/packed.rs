@@ -83,7 +83,10 @@ fn what_kernels_read_as_one_lies_together() {
             let sections: Vec<_> = sections.map(|fragments| fragments.sections()).collect();
             for pair in sections.windows(2) {
                 for (a, b) in pair[0].iter().zip(pair[1]) {
-                    assert!(a.is_empty() && b.is_empty() || a.joined(b).is_some(), "{name}: {parts:?}");
+                    assert!(
+                        a.is_empty() && b.is_empty() || a.joined(b).is_some(),
+                        "{name}: {parts:?}"
+                    );
                 }
             }
             // At least a SIMD-group's loads; more where no section in between is shorter.
@@ -101,7 +104,19 @@ fn what_kernels_read_as_one_lies_together() {
 #[test]
 fn quantised_matrices_come_back_exactly() {
     let folder = tempfile::tempdir().unwrap();
-    for format in ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "mxfp4_ggml"] {
+    for format in [
+        "q4_0",
+        "q4_1",
+        "q5_0",
+        "q5_1",
+        "q8_0",
+        "q2_k",
+        "q3_k",
+        "q4_k",
+        "q5_k",
+        "q6_k",
+        "mxfp4_ggml",
+    ] {
         let format: Format = format.parse().unwrap();
         let file = Gguf::quantised(format);
         let path = file.write(folder.path(), &format!("{format}.gguf"));
@@ -171,7 +186,8 @@ fn work_that_is_ended_leaves_nothing() {
     for name in ["qwen2.gguf", "qwen2"] {
         let original = ModelSource::open(&fixture(name)).unwrap();
         let out = folder.path().join(name);
-        let error = pack(&original, &out, PackOptions::default(), &mut |_, _| ControlFlow::Break(()));
+        let error =
+            pack(&original, &out, PackOptions::default(), &mut |_, _| ControlFlow::Break(()));
         assert!(matches!(error, Err(ModelError::Cancelled { .. })), "{error:?}");
         assert!(!out.exists());
         assert_eq!(leftovers(folder.path()), Vec::<String>::new());
@@ -221,9 +237,19 @@ fn mistakes_in_packed_files_are_named() {
         bytes.extend(number.to_le_bytes());
         bytes
     };
-    broken("a newer version", &version(1), &version(2), "version 2 is not supported, expected version 1");
+    broken(
+        "a newer version",
+        &version(1),
+        &version(2),
+        "version 2 is not supported, expected version 1",
+    );
     broken("version 0", &version(1), &version(0), "version 0 is not supported");
-    broken("no version", b"marlin.layout.version", b"marlin.layout.versiom", "`marlin.layout.version` is missing");
+    broken(
+        "no version",
+        b"marlin.layout.version",
+        b"marlin.layout.versiom",
+        "`marlin.layout.version` is missing",
+    );
     broken("another layout", b"fragment", b"segments", "`segments` is not supported");
     broken(
         "a section of another matrix",

@@ -119,12 +119,7 @@ fn by_owner(wanted: &[HostBytes]) -> Vec<Vec<&HostBytes>> {
 
 /// Ranges of whole pages, each of at most `most` bytes and none past `end`, that hold the ranges of `wanted`, each
 /// in one of them; what does not fit is left out.
-fn cover(
-    mut wanted: Vec<Range<usize>>,
-    page: usize,
-    end: usize,
-    most: usize,
-) -> Vec<Range<usize>> {
+fn cover(mut wanted: Vec<Range<usize>>, page: usize, end: usize, most: usize) -> Vec<Range<usize>> {
     wanted.sort_unstable_by_key(|range| (range.start, range.end));
     let mut windows: Vec<Range<usize>> = Vec::new();
     for range in wanted {

@@ -196,7 +196,7 @@ impl GpuBackend {
     /// Refuses, before anything is begun, what the device has no room for.
     fn check_room(&self, plan: &Plan, session: u64) -> Result<(), BackendError> {
         let device = &self.shared.device;
-        let needed = plan.bytes_to_place()? + session;
+        let needed = plan.bytes_to_place(&self.shared)? + session;
         let free = device.free_bytes().map_err(|e| self.shared.error(e))?;
         if needed <= free {
             return Ok(());

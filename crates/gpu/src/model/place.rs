@@ -292,9 +292,7 @@ pub(super) fn vector(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Arc<Buffer<f32>>, BackendError> {
     let own = parts_of(shared, parts)?;
-    let ids: Vec<u64> = own.iter().map(|(weight, _)| weight.map_or(u64::MAX, |w| w.id)).collect();
-    let keeper = own.iter().find_map(|(weight, _)| *weight);
-    if let Some(placed) = keeper.and_then(|w| w.placed_vector(&ids)) {
+    if let Some(placed) = placed_vector(&own) {
         return Ok(placed);
     }
     let names: Vec<&str> =
@@ -306,10 +304,20 @@ pub(super) fn vector(
         None => upload_vector(shared, &names.join(" + "), &own)?,
     });
     progress(bytes);
-    if let Some(keeper) = keeper {
-        keeper.keep_vector(ids, placed.clone());
+    if let Some(keeper) = own.iter().find_map(|(weight, _)| *weight) {
+        keeper.keep_vector(ids_of(&own), placed.clone());
     }
     Ok(placed)
+}
+
+/// The numbers of a vector's weights; places without one have none.
+fn ids_of(parts: &[(Option<&GpuWeight>, usize)]) -> Vec<u64> {
+    parts.iter().map(|(weight, _)| weight.map_or(u64::MAX, |w| w.id)).collect()
+}
+
+/// The vector of these parts, if it is on the device.
+pub(super) fn placed_vector(parts: &[(Option<&GpuWeight>, usize)]) -> Option<Arc<Buffer<f32>>> {
+    parts.iter().find_map(|(weight, _)| *weight)?.placed_vector(&ids_of(parts))
 }
 
 /// The f32 values of a vector in the file, if they are there in one piece.

@@ -103,6 +103,14 @@ struct MatrixSpec {
     placed: Mutex<Option<Arc<FragmentWeights>>>,
 }
 
+impl MatrixSpec {
+    /// Whether the matrix is on the device already.
+    fn is_placed(&self, shared: &Arc<Shared>) -> Result<bool, BackendError> {
+        let Some(first) = self.weights.first() else { return Ok(false) };
+        Ok(GpuWeight::of(first, shared)?.placed_matrix(&self.ids).is_some())
+    }
+}
+
 /// A vector to be: weights one after the other, with zeros where there is none.
 struct VectorSpec {
     parts: Vec<(Option<Weight>, usize)>,
@@ -192,8 +200,9 @@ impl Plan {
         for spec in &self.matrices {
             let own: Vec<&GpuWeight> =
                 spec.weights.iter().map(|w| GpuWeight::of(w, shared)).collect::<Result<_, _>>()?;
-            let there = own.first().and_then(|first| first.placed_matrix(&spec.ids)).is_some();
-            if let Some(sections) = place::sections(&own).filter(|_| !there) {
+            if !spec.is_placed(shared)?
+                && let Some(sections) = place::sections(&own)
+            {
                 found.extend(sections.into_iter().filter(|section| !section.is_empty()));
             }
         }
@@ -206,21 +215,20 @@ impl Plan {
     }
 
     /// Bytes of device memory of the weights that are not there yet.
-    pub(super) fn bytes_to_place(&self) -> Result<u64, BackendError> {
+    pub(super) fn bytes_to_place(&self, shared: &Arc<Shared>) -> Result<u64, BackendError> {
         let mut bytes = 0;
         for spec in &self.matrices {
-            let there = spec
-                .weights
-                .first()
-                .and_then(|w| w.as_any().downcast_ref::<GpuWeight>())
-                .and_then(|first| first.placed_matrix(&spec.ids));
-            if there.is_none() {
+            if !spec.is_placed(shared)? {
                 let (layout, parts) = &spec.layout;
                 bytes += (layout.bytes() * parts) as u64;
             }
         }
-        let vectors: usize = self.vectors.iter().flat_map(|v| &v.parts).map(|(_, len)| len).sum();
-        Ok(bytes + 4 * vectors as u64)
+        for spec in &self.vectors {
+            if place::placed_vector(&place::parts_of(shared, &spec.parts)?).is_none() {
+                bytes += 4 * spec.parts.iter().map(|(_, len)| *len as u64).sum::<u64>();
+            }
+        }
+        Ok(bytes)
     }
 
     /// Matrix `index`, which is on the device.

@@ -62,6 +62,8 @@ struct Summary {
     vocab: usize,
     tied_embeddings: bool,
     sliding_window: Option<usize>,
+    /// Whether its matrices are in the order that GPU kernels read.
+    packed: bool,
     /// Whether the model brings a chat template; otherwise ChatML is used.
     chat_template: bool,
     formats: Vec<FormatShare>,
@@ -123,6 +125,7 @@ impl Summary {
             vocab: config.vocab,
             tied_embeddings: config.tied_embeddings,
             sliding_window: config.window.as_ref().map(|window| window.size),
+            packed: source.is_packed(),
             chat_template: !source.chat_template()?.is_fallback(),
             formats: FormatShare::of(&tensors),
             tensors,
@@ -157,6 +160,9 @@ impl Summary {
             "chat template",
             if self.chat_template { "its own" } else { "none; ChatML is used" }.to_owned(),
         );
+        if self.packed {
+            line("packed", "as GPU kernels read it".to_owned());
+        }
         text += "\nformat       tensors      bytes  bits/weight\n";
         for share in &self.formats {
             text += &format!(

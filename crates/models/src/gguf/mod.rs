@@ -12,8 +12,8 @@ use marlin_formats::Format;
 
 use crate::error::{At, ModelError};
 use crate::mapped::{MappedFile, map_file};
-use crate::tensor::{StoredTensor, TensorTable, check_overlap};
 use crate::packed::{PackedTensors, VERSION_KEY};
+use crate::tensor::{StoredTensor, TensorTable, check_overlap};
 use header::{Header, TensorInfo, misplaced};
 pub use metadata::{Metadata, Numbers, Strings, Value, ValueType};
 pub(crate) use write::packed_layout;

@@ -103,8 +103,12 @@ pub(super) fn read(
         };
         let size = entry.shape.iter().try_fold(element, |n: u64, &d| n.checked_mul(d));
         if end.checked_sub(begin) != size || size.is_none() || size == Some(0) {
-            let found =
-                format!("data_offsets {:?} for {} of shape {:?}", [begin, end], entry.dtype, entry.shape);
+            let found = format!(
+                "data_offsets {:?} for {} of shape {:?}",
+                [begin, end],
+                entry.dtype,
+                entry.shape
+            );
             let expected = match size {
                 Some(size) if size > 0 => format!("{size} bytes"),
                 _ => "a shape of positive sizes that can be addressed".to_owned(),
@@ -158,9 +162,10 @@ fn packed_tensors(path: &Path, header: &Entries) -> Result<Option<PackedTensors>
     };
     let version = match strings().find(|(key, _)| *key == VERSION_KEY) {
         None => None,
-        Some((key, text)) => Some(text.parse().map_err(|_| {
-            ModelError::invalid(path, At::key(key), quote(text), "a number")
-        })?),
+        Some((key, text)) => Some(
+            text.parse()
+                .map_err(|_| ModelError::invalid(path, At::key(key), quote(text), "a number"))?,
+        ),
     };
     PackedTensors::of(path, version, strings())
 }
@@ -191,4 +196,3 @@ fn header(path: &Path, map: &MappedFile) -> Result<(Entries, u64), ModelError> {
     })?;
     Ok((entries, data_start))
 }
-

@@ -100,7 +100,12 @@ impl PackedTensors {
         let Some(layout) = layout else { return Ok(None) };
         if layout != LAYOUT {
             let expected = format!("the layout `{LAYOUT}`");
-            return Err(ModelError::unsupported(path, At::key(LAYOUT_KEY), quote(layout), expected));
+            return Err(ModelError::unsupported(
+                path,
+                At::key(LAYOUT_KEY),
+                quote(layout),
+                expected,
+            ));
         }
         match version {
             None => {
@@ -119,7 +124,12 @@ impl PackedTensors {
     }
 
     /// Takes note of a tensor of bytes.
-    pub(crate) fn insert(&mut self, path: &Path, name: &str, bytes: HostBytes) -> Result<(), ModelError> {
+    pub(crate) fn insert(
+        &mut self,
+        path: &Path,
+        name: &str,
+        bytes: HostBytes,
+    ) -> Result<(), ModelError> {
         match self.sections.insert(name.to_owned(), bytes) {
             None => Ok(()),
             Some(_) => {
@@ -178,7 +188,9 @@ mod tests {
         let shape: MatrixShape = text.parse().unwrap();
         assert_eq!((shape.rows, shape.cols), (576, 1536));
         assert_eq!(shape.to_string(), text);
-        for wrong in ["", "q4_k", "q4_k 576", "q4_k 0x4", "q4_k 4x-4", "q4_k +4x4", "x 4x4", "q4_k 4x4 1"] {
+        for wrong in
+            ["", "q4_k", "q4_k 576", "q4_k 0x4", "q4_k 4x-4", "q4_k +4x4", "x 4x4", "q4_k 4x4 1"]
+        {
             assert_eq!(wrong.parse::<MatrixShape>(), Err(()), "{wrong}");
         }
     }

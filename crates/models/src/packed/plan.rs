@@ -8,9 +8,7 @@ use std::any::Any;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use marlin_backend::{
-    BackendError, Op, Program, Weight, WeightSource, WeightStorage, stacks,
-};
+use marlin_backend::{BackendError, Op, Program, Weight, WeightSource, WeightStorage, stacks};
 use marlin_formats::Format;
 use marlin_formats::fragment::FragmentLayout;
 

@@ -105,7 +105,8 @@ pub fn pack(
 /// Refuses a place where something is that must not be replaced.
 fn check_place(source: &ModelSource, out: &Path, force: bool) -> Result<(), ModelError> {
     let Ok(there) = fs::metadata(out) else { return Ok(()) };
-    let refuse = |found: &str, expected: &str| Err(ModelError::invalid(out, At::File, found, expected));
+    let refuse =
+        |found: &str, expected: &str| Err(ModelError::invalid(out, At::File, found, expected));
     let real = |path: &Path| path.canonicalize().ok();
     let own = |path: &Path| real(path).is_some() && real(path) == real(out);
     let mut files = source.tensors().iter().map(|tensor| &*tensor.file);
@@ -207,7 +208,8 @@ fn write_tensors(
     progress: PackProgress<'_>,
 ) -> Result<(), ModelError> {
     let io = |e| ModelError::io(path, "write", e);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(path).map_err(io)?;
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).open(path).map_err(io)?;
     // What nothing is written to is zeros.
     file.set_len(layout.len).map_err(io)?;
     file.write_all(&layout.header).map_err(io)?;
@@ -330,7 +332,12 @@ impl Work<'_> {
             .and_then(|matrix| planned.layout.pack_row_blocks(&matrix, row_blocks.clone(), packed))
             .map_err(|error| {
                 let expected = "a matrix that can be packed";
-                ModelError::invalid(&tensor.file, At::tensor(&tensor.name), error.to_string(), expected)
+                ModelError::invalid(
+                    &tensor.file,
+                    At::tensor(&tensor.name),
+                    error.to_string(),
+                    expected,
+                )
             })?;
         let parts = [&packed.codes, &packed.scales, &packed.mins, &packed.supers];
         let sizes = planned.layout.row_block_sizes();
