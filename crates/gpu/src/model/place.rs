@@ -22,6 +22,9 @@ use crate::{Buffer, GpuError};
 /// beside the model.
 const SLICE_BYTES: usize = 4 << 20;
 
+/// The most slices that are in work at once: more cores than these only take memory from each other.
+const MAX_WORKERS: usize = 32;
+
 /// A part of one weight.
 struct Slice {
     weight: usize,
@@ -200,7 +203,7 @@ fn fill(
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = cores.min(slices.len());
+    let threads = cores.min(MAX_WORKERS).min(slices.len());
     std::thread::scope(|scope| {
         for _ in 1..threads {
             scope.spawn(work);
