@@ -27,7 +27,7 @@ pub(super) const BLIT_ALIGNMENT: u64 = 4;
 const FAULTS: [isize; 5] = [2, 3, 4, 9, 12];
 
 /// `MTLCommandBufferErrorDeviceRemoved`.
-const DEVICE_REMOVED: isize = 11;
+pub(super) const DEVICE_REMOVED: isize = 11;
 
 /// A command list, worked out.
 pub(super) struct MetalRecording<A: Api> {

@@ -186,7 +186,6 @@ fn with_signposts_the_encoder_tells_how_far_it_came() -> Result<(), GpuError> {
 fn an_upload_that_fails_is_told_by_the_submission_after_it() -> Result<(), GpuError> {
     let (device, double) = device(Options::default());
     let recording = device.record(dispatching(&*device)?)?;
-    device.submit(&recording)?.wait()?;
     double.fail_next(Failure {
         code: 11,
         message: "Device Removed".to_owned(),
@@ -195,6 +194,7 @@ fn an_upload_that_fails_is_told_by_the_submission_after_it() -> Result<(), GpuEr
     let submission = device.submit(&recording)?;
     let error = submission.wait().unwrap_err().to_string();
     assert!(error.contains("staged copy") && error.contains("Device Removed"), "{error}");
+    assert!(error.starts_with("the device Apple M1 was lost"), "{error}");
     // It is told once.
     device.submit(&recording)?.wait()?;
     Ok(())
@@ -216,6 +216,7 @@ fn a_submission_is_done_when_it_and_all_before_it_are() -> Result<(), GpuError> 
 fn a_device_that_was_removed_is_lost() -> Result<(), GpuError> {
     let (device, double) = device(Options::default());
     let recording = device.record(dispatching(&*device)?)?;
+    device.submit(&recording)?.wait()?;
     double.fail_next(Failure {
         code: 11,
         message: "the device was removed".to_owned(),
