@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use marlin_backend::{BackendError, FragmentBytes, HostBytes, Weight, WeightSource, WeightStorage};
-use marlin_formats::fragment::Fragments;
+use marlin_formats::fragment::{BLOCK_ROWS, Fragments};
 use marlin_formats::group::read_scale;
 use marlin_formats::tile::{TileLayout, TileScratch};
 use marlin_formats::{Code, Format, GroupFormat, Matrix};
@@ -174,7 +174,7 @@ pub(crate) fn place(
     let file_bytes = source.bytes();
     let WeightSource { name, format, rows, cols, .. } = source.clone();
     let storage = if let (Some(kind), Some(fragments)) = (float_kind(format), fragments) {
-        float_rows(&name, kind, &fragments, ledger)?
+        float_rows(source, kind, &fragments, pool, ledger)?
     } else if let Some(kind) = float_kind(format) {
         source.matrix().map_err(|e| bad(e.to_string()))?;
         // Read in place: no copy.
@@ -255,22 +255,51 @@ enum PackFrom<'a> {
 
 /// Floats that the file has in the order of GPU kernels, row after row in memory of our own.
 fn float_rows(
-    name: &str,
+    source: &WeightSource,
     kind: FloatKind,
     fragments: &Fragments<'_>,
+    pool: &Pool,
     ledger: &Ledger,
 ) -> Result<Storage, BackendError> {
-    let layout = fragments.layout();
-    let bytes = layout.rows * layout.cols * layout.code.bits() / 8;
-    let mut data = Vec::new();
+    let (name, layout) = (&source.name, fragments.layout());
+    let row_bytes = layout.cols * layout.code.bits() / 8;
+    let bytes = layout.rows * row_bytes;
+    let mut data: Vec<u8> = Vec::new();
     data.try_reserve_exact(bytes).map_err(|_| BackendError::OutOfMemory {
         what: format!("`{name}`"),
         bytes: bytes as u64,
     })?;
-    (0..layout.rows).for_each(|row| fragments.append_row_data(row, &mut data));
+    let destination = Destination(data.as_mut_ptr());
+    let next = AtomicUsize::new(0);
+    pool.run(&|_| {
+        loop {
+            let row_block = next.fetch_add(1, Relaxed);
+            if row_block >= layout.row_blocks() {
+                return;
+            }
+            let rows = row_block * BLOCK_ROWS..((row_block + 1) * BLOCK_ROWS).min(layout.rows);
+            // SAFETY: each row block is taken by one thread, row blocks do not overlap, and room for all rows was
+            // reserved. The bytes are zeroed before anything reads them.
+            let out = unsafe {
+                let start = destination.get().add(rows.start * row_bytes);
+                start.write_bytes(0, rows.len() * row_bytes);
+                std::slice::from_raw_parts_mut(start, rows.len() * row_bytes)
+            };
+            for (row, out) in rows.zip(out.chunks_exact_mut(row_bytes)) {
+                fragments.copy_row_data(row, out);
+            }
+            if let Some(packed) = &source.fragments {
+                let size = layout.row_block_sizes()[0];
+                let done = packed.codes.slice(row_block * size..(row_block + 1) * size);
+                done.iter().for_each(HostBytes::release);
+            }
+        }
+    });
+    // SAFETY: every row was written above, and as many bytes were reserved.
+    unsafe { data.set_len(bytes) };
     ledger.copies(Direction::HostToHost, "put floats back into rows").record(bytes as u64);
     let pattern = AccessPattern::DEVICE_ONLY.with_initial_data();
-    let tally = ledger.buffer(name.to_owned(), pattern, bytes as u64);
+    let tally = ledger.buffer(name.clone(), pattern, bytes as u64);
     let scales = match kind {
         FloatKind::E4m3 => Some(fragment_scales(name, fragments, ledger)?),
         _ => None,

@@ -74,7 +74,9 @@ fn the_designs_budget_is_kept_by_a_packed_file_on_a_gpu() {
     let output = run(packed);
     assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
     let text = stdout(&output);
-    for part in ["ok weight_copies: 0, at most 0", "mapped weights", "findings: 0 errors, 0 warnings"] {
+    for part in
+        ["ok weight_copies: 0, at most 0", "mapped weights", "findings: 0 errors, 0 warnings"]
+    {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
     // The original's weights are reordered and uploaded: what packing is for.

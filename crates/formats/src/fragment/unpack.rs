@@ -107,16 +107,19 @@ impl<'a> Fragments<'a> {
         }
     }
 
-    /// One row of floats or FP8 codes as [`Matrix::row_data`](crate::Matrix::row_data) gives it, appended to `out`.
+    /// Puts one row of floats or FP8 codes into `out` as [`Matrix::row_data`](crate::Matrix::row_data) gives it.
     ///
     /// # Panics
-    /// `row` is out of range.
-    pub fn append_row_data(&self, row: usize, out: &mut Vec<u8>) {
-        match self.layout.code.bits() {
-            32 => self.codes(row, |code| out.extend(code.to_le_bytes())),
-            16 => self.codes(row, |code| out.extend((code as u16).to_le_bytes())),
-            _ => self.codes(row, |code| out.push(code as u8)),
-        }
+    /// `row` is out of range, or `out` is not as long as a row.
+    pub fn copy_row_data(&self, row: usize, out: &mut [u8]) {
+        let width = self.layout.code.bits() / 8;
+        assert_eq!(out.len(), width * self.layout.cols, "bytes of a row");
+        let mut places = out.chunks_exact_mut(width.max(1));
+        self.codes(row, |code| {
+            if let Some(place) = places.next() {
+                place.copy_from_slice(&code.to_le_bytes()[..width]);
+            }
+        });
     }
 
     /// The scale of a group of a row, without the tensor's own factor; 1 where there are none.
