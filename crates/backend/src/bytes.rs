@@ -49,6 +49,37 @@ impl HostBytes {
         Some(Self { owner: self.owner.clone(), range: start..start + range.len() })
     }
 
+    /// Where they are in their owner's bytes.
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    /// Bytes of their owner.
+    pub fn owner_len(&self) -> usize {
+        self.owner.bytes().len()
+    }
+
+    /// Tells their owner from others that are alive.
+    pub fn owner_address(&self) -> usize {
+        Arc::as_ptr(&self.owner).cast::<()>() as usize
+    }
+
+    /// Whether `other` looks into the same owner's bytes.
+    pub fn has_owner_of(&self, other: &Self) -> bool {
+        self.owner_address() == other.owner_address()
+    }
+
+    /// Bytes `range` of the owner; `None` if it is out of bounds.
+    pub fn of_owner(&self, range: Range<usize>) -> Option<Self> {
+        Self::new(self.owner.clone()).slice(range)
+    }
+
+    /// These bytes and those after them, which `next` must be, as one; `None` if it is not.
+    pub fn joined(&self, next: &Self) -> Option<Self> {
+        let follows = self.has_owner_of(next) && self.range.end == next.range.start;
+        follows.then(|| Self { owner: self.owner.clone(), range: self.range.start..next.range.end })
+    }
+
     /// Says that these bytes will not be read again soon; see [`HostOwner::release`].
     pub fn release(&self) {
         self.owner.release(self.range.clone());
@@ -89,5 +120,17 @@ mod tests {
         #[allow(clippy::reversed_empty_ranges)]
         let reversed = part.slice(3..1);
         assert!(reversed.is_none());
+    }
+
+    #[test]
+    fn neighbours_of_one_owner_are_one() {
+        let bytes = HostBytes::from((0u8..10).collect::<Vec<_>>());
+        let [a, b] = [bytes.slice(2..4).unwrap(), bytes.slice(4..9).unwrap()];
+        assert_eq!(&*a.joined(&b).unwrap(), &[2, 3, 4, 5, 6, 7, 8]);
+        assert!(b.joined(&a).is_none() && a.joined(&bytes.slice(5..9).unwrap()).is_none());
+        let other = HostBytes::from((0u8..10).collect::<Vec<_>>()).slice(4..9).unwrap();
+        assert!(a.joined(&other).is_none());
+        assert_eq!(&*a.of_owner(0..3).unwrap(), &[0, 1, 2]);
+        assert!(a.of_owner(0..11).is_none());
     }
 }

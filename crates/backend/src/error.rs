@@ -73,6 +73,14 @@ pub enum BackendError {
         /// Bytes free.
         free: u64,
     },
+    /// The device is gone. Sessions and weights on it are of no more use; what they hold is freed when they are dropped.
+    #[error("the device {device} was lost: {reason}")]
+    DeviceLost {
+        /// The device's name.
+        device: String,
+        /// What was going on when it was noticed.
+        reason: String,
+    },
     /// The device failed or cannot be used.
     #[error("{backend}: {problem}")]
     Device {

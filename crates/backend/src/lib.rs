@@ -18,6 +18,7 @@ mod liveness;
 mod philox;
 mod program;
 mod sampling;
+mod union;
 mod weight;
 
 pub use batch::{Batch, StepToken};
@@ -31,4 +32,5 @@ pub use program::{
     Rope, RopeStyle, Rows, Tensor, TensorInfo,
 };
 pub use sampling::SamplingSettings;
-pub use weight::{Weight, WeightSource, WeightStorage};
+pub use union::{MatrixOf, Union, stacks};
+pub use weight::{FragmentBytes, Weight, WeightSource, WeightStorage};

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
+use marlin_formats::fragment::{FragmentLayout, Fragments};
 use marlin_formats::{Format, FormatError, Matrix};
 
 use crate::HostBytes;
@@ -28,6 +29,40 @@ pub struct WeightSource {
     pub zeros: HostBytes,
     /// The factor of the whole tensor; 1 for formats without one.
     pub tensor_scale: f32,
+    /// The matrix in the order that GPU kernels read, where that is how the file has it; `data`, `scales` and `zeros`
+    /// are empty then.
+    pub fragments: Option<FragmentBytes>,
+}
+
+/// A matrix in the fragment layout ([`marlin_formats::fragment`]) as it lies in a file. Sections that its format does
+/// not have are empty.
+#[derive(Clone, Debug)]
+pub struct FragmentBytes {
+    /// The codes.
+    pub codes: HostBytes,
+    /// The scales.
+    pub scales: HostBytes,
+    /// The minimums.
+    pub mins: HostBytes,
+    /// The super-blocks' scales and minimums.
+    pub supers: HostBytes,
+}
+
+impl FragmentBytes {
+    /// Codes, scales, minimums, super-blocks.
+    pub fn sections(&self) -> [&HostBytes; 4] {
+        [&self.codes, &self.scales, &self.mins, &self.supers]
+    }
+
+    /// Bytes of all sections.
+    pub fn len(&self) -> usize {
+        self.sections().iter().map(|section| section.len()).sum()
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 impl WeightSource {
@@ -48,13 +83,56 @@ impl WeightSource {
             scales: HostBytes::empty(),
             zeros: HostBytes::empty(),
             tensor_scale: 1.0,
+            fragments: None,
         }
+    }
+
+    /// A matrix that is in the fragment layout already.
+    pub fn packed(
+        name: impl Into<String>,
+        format: Format,
+        rows: usize,
+        cols: usize,
+        fragments: FragmentBytes,
+    ) -> Self {
+        let source = Self::plain(name, format, rows, cols, HostBytes::empty());
+        Self { fragments: Some(fragments), ..source }
+    }
+
+    /// How the matrix lies, or would lie, in the fragment layout.
+    ///
+    /// # Errors
+    /// A shape that the format does not allow, or a format without that layout.
+    pub fn fragment_layout(&self) -> Result<FragmentLayout, FormatError> {
+        FragmentLayout::checked(self.format, self.rows, self.cols, self.tensor_scale)
+    }
+
+    /// The matrix in the fragment layout, if that is how the file has it.
+    ///
+    /// # Errors
+    /// If the number of bytes does not fit the shape.
+    pub fn packed_matrix(&self) -> Result<Option<Fragments<'_>>, FormatError> {
+        let Self { format, rows, cols, tensor_scale, .. } = *self;
+        let Some(fragments) = &self.fragments else { return Ok(None) };
+        let sections = fragments.sections().map(|section| &section[..]);
+        Fragments::new(format, rows, cols, tensor_scale, sections).map(Some)
+    }
+
+    /// All values, row-major, however the file has them.
+    ///
+    /// # Errors
+    /// If the number of bytes does not fit the shape.
+    pub fn decode(&self) -> Result<Vec<f32>, FormatError> {
+        Ok(match self.packed_matrix()? {
+            Some(fragments) => fragments.decode(),
+            None => self.matrix()?.decode(),
+        })
     }
 
     /// The matrix as `formats` sees it.
     ///
     /// # Errors
-    /// If the number of bytes does not fit the shape.
+    /// If the number of bytes does not fit the shape, or the file has the matrix in the fragment layout.
     pub fn matrix(&self) -> Result<Matrix<'_>, FormatError> {
         Matrix::new(
             self.format,
@@ -69,7 +147,8 @@ impl WeightSource {
 
     /// Bytes in the file.
     pub fn bytes(&self) -> u64 {
-        (self.data.len() + self.scales.len() + self.zeros.len()) as u64
+        let packed = self.fragments.as_ref().map_or(0, FragmentBytes::len);
+        (self.data.len() + self.scales.len() + self.zeros.len() + packed) as u64
     }
 }
 

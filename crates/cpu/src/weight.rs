@@ -5,10 +5,11 @@ use std::any::Any;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use marlin_backend::{BackendError, HostBytes, Weight, WeightSource, WeightStorage};
+use marlin_backend::{BackendError, FragmentBytes, HostBytes, Weight, WeightSource, WeightStorage};
+use marlin_formats::fragment::{BLOCK_ROWS, Fragments};
 use marlin_formats::group::read_scale;
 use marlin_formats::tile::{TileLayout, TileScratch};
-use marlin_formats::{Code, Format, GroupFormat};
+use marlin_formats::{Code, Format, GroupFormat, Matrix};
 use marlin_placement::{AccessPattern, BufferTally, Direction, Ledger};
 
 use crate::isa::FloatKind;
@@ -169,10 +170,13 @@ pub(crate) fn place(
         format: source.format,
         problem,
     };
-    let matrix = source.matrix().map_err(|e| bad(e.to_string()))?;
+    let fragments = source.packed_matrix().map_err(|e| bad(e.to_string()))?;
     let file_bytes = source.bytes();
     let WeightSource { name, format, rows, cols, .. } = source.clone();
-    let storage = if let Some(kind) = float_kind(format) {
+    let storage = if let (Some(kind), Some(fragments)) = (float_kind(format), fragments) {
+        float_rows(source, kind, &fragments, pool, ledger)?
+    } else if let Some(kind) = float_kind(format) {
+        source.matrix().map_err(|e| bad(e.to_string()))?;
         // Read in place: no copy.
         let tally = ledger.buffer(name.clone(), AccessPattern::ADOPTED, file_bytes);
         let scales = match format {
@@ -187,6 +191,10 @@ pub(crate) fn place(
                 what: format!("`{name}`: format {format} with this group size"),
             }
         })?;
+        let matrix = match fragments {
+            Some(fragments) => PackFrom::Fragments(fragments),
+            None => PackFrom::Rows(source.matrix().map_err(|e| bad(e.to_string()))?),
+        };
         let packed = memory.buffer(ledger, name.clone(), layout.bytes())?;
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);
@@ -204,7 +212,13 @@ pub(crate) fn place(
                     let start = destination.get().add(tile * layout.tile_bytes());
                     std::slice::from_raw_parts_mut(start, layout.tile_bytes())
                 };
-                if let Err(error) = layout.pack_tile(&matrix, tile, out, &mut scratch) {
+                let packed = match &matrix {
+                    PackFrom::Rows(matrix) => layout.pack_tile(matrix, tile, out, &mut scratch),
+                    PackFrom::Fragments(matrix) => {
+                        layout.pack_tile_of_fragments(matrix, tile, out, &mut scratch)
+                    }
+                };
+                if let Err(error) = packed {
                     *failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
                         Some(error);
                     return;
@@ -220,12 +234,100 @@ pub(crate) fn place(
             .record(file_bytes);
         // The file's pages are not needed again: without this, peak memory would be twice
         // the model.
-        for part in [&source.data, &source.scales, &source.zeros] {
-            part.release();
-        }
+        release(source);
         Storage::Tiles { layout, packed }
     };
     Ok(CpuWeight { name, format, rows, cols, file_bytes, storage })
+}
+
+/// Says that the file's bytes are not needed again.
+fn release(source: &WeightSource) {
+    let rows = [&source.data, &source.scales, &source.zeros];
+    let fragments = source.fragments.as_ref().map(FragmentBytes::sections);
+    rows.into_iter().chain(fragments.into_iter().flatten()).for_each(HostBytes::release);
+}
+
+/// The order in which the file has a matrix.
+enum PackFrom<'a> {
+    Rows(Matrix<'a>),
+    Fragments(Fragments<'a>),
+}
+
+/// Floats that the file has in the order of GPU kernels, row after row in memory of our own.
+fn float_rows(
+    source: &WeightSource,
+    kind: FloatKind,
+    fragments: &Fragments<'_>,
+    pool: &Pool,
+    ledger: &Ledger,
+) -> Result<Storage, BackendError> {
+    let (name, layout) = (&source.name, fragments.layout());
+    let row_bytes = layout.cols * layout.code.bits() / 8;
+    let bytes = layout.rows * row_bytes;
+    let mut data: Vec<u8> = Vec::new();
+    data.try_reserve_exact(bytes).map_err(|_| BackendError::OutOfMemory {
+        what: format!("`{name}`"),
+        bytes: bytes as u64,
+    })?;
+    let destination = Destination(data.as_mut_ptr());
+    let next = AtomicUsize::new(0);
+    pool.run(&|_| {
+        loop {
+            let row_block = next.fetch_add(1, Relaxed);
+            if row_block >= layout.row_blocks() {
+                return;
+            }
+            let rows = row_block * BLOCK_ROWS..((row_block + 1) * BLOCK_ROWS).min(layout.rows);
+            // SAFETY: each row block is taken by one thread, row blocks do not overlap, and room for all rows was
+            // reserved. The bytes are zeroed before anything reads them.
+            let out = unsafe {
+                let start = destination.get().add(rows.start * row_bytes);
+                start.write_bytes(0, rows.len() * row_bytes);
+                std::slice::from_raw_parts_mut(start, rows.len() * row_bytes)
+            };
+            for (row, out) in rows.zip(out.chunks_exact_mut(row_bytes)) {
+                fragments.copy_row_data(row, out);
+            }
+            if let Some(packed) = &source.fragments {
+                let size = layout.row_block_sizes()[0];
+                let done = packed.codes.slice(row_block * size..(row_block + 1) * size);
+                done.iter().for_each(HostBytes::release);
+            }
+        }
+    });
+    // SAFETY: every row was written above, and as many bytes were reserved.
+    unsafe { data.set_len(bytes) };
+    ledger.copies(Direction::HostToHost, "put floats back into rows").record(bytes as u64);
+    let pattern = AccessPattern::DEVICE_ONLY.with_initial_data();
+    let tally = ledger.buffer(name.clone(), pattern, bytes as u64);
+    let scales = match kind {
+        FloatKind::E4m3 => Some(fragment_scales(name, fragments, ledger)?),
+        _ => None,
+    };
+    Ok(Storage::Float { kind, data: HostBytes::from(data), scales, tally })
+}
+
+/// The scales of an FP8 matrix in fragments as f32, one for each group of each row.
+fn fragment_scales(
+    name: &str,
+    fragments: &Fragments<'_>,
+    ledger: &Ledger,
+) -> Result<Scales, BackendError> {
+    let layout = fragments.layout();
+    let groups = layout.cols.div_ceil(layout.group);
+    let count = layout.rows * groups;
+    let name = format!("{name}.scales");
+    let pattern = AccessPattern::DEVICE_ONLY.with_initial_data();
+    let values = Buffer::new(ledger, name, pattern, 4 * count)?;
+    for i in 0..count {
+        let scale = fragments.group_scale(i / groups, i % groups) * layout.factor;
+        // SAFETY: i is below count.
+        unsafe { values.as_ptr::<f32>().add(i).write(scale) };
+    }
+    ledger
+        .copies(Direction::HostToHost, "expand FP8 scales to f32")
+        .record((count * layout.scale_bytes()) as u64);
+    Ok(Scales { values, group_rows: 1, group_cols: layout.group })
 }
 
 struct Destination(*mut u8);

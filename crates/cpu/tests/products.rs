@@ -38,6 +38,7 @@ fn source(name: &str, matrix: &OwnedMatrix) -> WeightSource {
         scales: matrix.scales.clone().into(),
         zeros: matrix.zeros.clone().into(),
         tensor_scale: matrix.tensor_scale,
+        fragments: None,
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{EngineError, ModelOptions};
 /// Which device runs the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first that there is: an NVIDIA GPU, Apple's, the processor.
+    /// The first that there is and that has room for the model: an NVIDIA GPU, Apple's, the processor.
     #[default]
     Auto,
     /// The processor.
@@ -51,6 +51,11 @@ pub(crate) fn backend(
     open_device(&ModelOptions { activations: Some(activations), ..options.clone() })
 }
 
+/// The best GPU that can be opened, if there is any, for a model of this configuration.
+pub(crate) fn best_gpu(options: &ModelOptions, config: &Config) -> Option<Box<dyn Backend>> {
+    gpu::best(options.activations.unwrap_or_else(|| Activations::suiting(config)))
+}
+
 /// Makes the backend that `options` ask for: for those who bring a program of their own.
 ///
 /// # Errors
@@ -69,7 +74,7 @@ pub fn open_device(options: &ModelOptions) -> Result<Box<dyn Backend>, EngineErr
     }
 }
 
-fn cpu(options: &ModelOptions) -> Result<Box<dyn Backend>, EngineError> {
+pub(crate) fn cpu(options: &ModelOptions) -> Result<Box<dyn Backend>, EngineError> {
     Ok(Box::new(match options.isa {
         Some(isa) => CpuBackend::with_isa(options.threads, isa)?,
         None => CpuBackend::new(options.threads)?,

@@ -18,5 +18,5 @@ pub use error::EngineError;
 pub use marlin_backend::{Ceilings, KvFormat, SamplingSettings};
 pub use marlin_cpu::Isa;
 pub use marlin_placement::audit::{Budget, RunAudit};
-pub use model::{Model, ModelOptions, Progress};
+pub use model::{Model, ModelOptions, PassedOver, Progress};
 pub use session::{GenerateOptions, Generated, Request, Session, SessionOptions, StopReason};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use marlin_backend::{Backend, BackendError, Ceilings, Program, TunedProduct};
 use marlin_cpu::Isa;
-use marlin_models::{ChatTemplate, Config, Message, ModelSource, Tokenizer};
+use marlin_models::{ChatTemplate, Config, Message, ModelError, ModelSource, Tokenizer};
 use marlin_placement::{Ledger, Phase};
 
 use crate::device::{self, Activations, DeviceChoice};
@@ -37,6 +37,62 @@ pub struct Model {
     tokenizer: Tokenizer,
     chat_template: ChatTemplate,
     load_time: Duration,
+    passed_over: Option<PassedOver>,
+}
+
+/// A device that the processor runs a model in place of.
+#[derive(Debug)]
+pub struct PassedOver {
+    /// `cuda`, `metal`, `emulated`.
+    pub device: &'static str,
+    /// What it has too little of, or cannot do.
+    pub reason: EngineError,
+}
+
+impl std::fmt::Display for PassedOver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the processor runs the model, not {}: {}", self.device, self.reason)
+    }
+}
+
+/// A model's program with its weights, and where they are.
+struct Placed {
+    backend: Box<dyn Backend>,
+    program: Program,
+    passed_over: Option<PassedOver>,
+}
+
+/// Records the forward pass, its weights on `backend`.
+fn place(
+    source: &ModelSource,
+    backend: &dyn Backend,
+    progress: Progress<'_>,
+) -> Result<Program, EngineError> {
+    let (mut done, total) = (0, source.bytes());
+    let program = source.forward(&mut |weight| {
+        let placed = backend.place(weight)?;
+        if backend.places_at_once() {
+            done += weight.bytes();
+            progress(done, total);
+        }
+        Ok(placed)
+    })?;
+    let mut further = |bytes| {
+        done += bytes;
+        progress(done, total);
+    };
+    backend.load(&program, &mut further)?;
+    Ok(program)
+}
+
+/// Whether a device has no room for something, or cannot do it: what the processor still can.
+fn is_limit(error: &EngineError) -> bool {
+    let (EngineError::Backend(source) | EngineError::Model(ModelError::Backend { source, .. })) =
+        error
+    else {
+        return false;
+    };
+    matches!(source, BackendError::DoesNotFit { .. } | BackendError::Unsupported { .. })
 }
 
 impl Model {
@@ -58,57 +114,95 @@ impl Model {
         options: &ModelOptions,
         progress: Progress<'_>,
     ) -> Result<Arc<Self>, EngineError> {
-        match Self::load_on(path, options, progress) {
-            // What the best device has no room for, or cannot multiply, the processor still can.
-            Err(EngineError::Backend(
-                BackendError::DoesNotFit { .. } | BackendError::Unsupported { .. },
-            )) if options.device == DeviceChoice::Auto => {
-                let cpu = ModelOptions { device: DeviceChoice::Cpu, ..options.clone() };
-                Self::load_on(path, &cpu, progress)
+        let source = ModelSource::open(path)?;
+        match options.device {
+            DeviceChoice::Auto => match device::best_gpu(options, source.config()) {
+                Some(gpu) => Self::load_preferring(source, gpu, options, progress),
+                None => Self::load_on(source, device::cpu(options)?, progress),
+            },
+            _ => {
+                let backend = device::backend(options, source.config())?;
+                Self::load_on(source, backend, progress)
             }
-            loaded => loaded,
         }
     }
 
-    fn load_on(
-        path: &Path,
+    /// Places a model on a device that the caller brings.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and if the device has no room for the weights.
+    pub fn load_on(
+        source: ModelSource,
+        backend: Box<dyn Backend>,
+        progress: Progress<'_>,
+    ) -> Result<Arc<Self>, EngineError> {
+        Self::load_with(source, |source| {
+            let program = place(source, &*backend, progress)?;
+            Ok(Placed { backend, program, passed_over: None })
+        })
+    }
+
+    /// Places a model on `preferred`; if that has no room for its weights, or cannot multiply them, on the processor,
+    /// as `options` say. [`passed_over`](Self::passed_over) tells.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_preferring(
+        source: ModelSource,
+        preferred: Box<dyn Backend>,
         options: &ModelOptions,
         progress: Progress<'_>,
     ) -> Result<Arc<Self>, EngineError> {
+        Self::load_with(source, |source| {
+            let reason = match place(source, &*preferred, progress) {
+                Ok(program) => {
+                    return Ok(Placed { backend: preferred, program, passed_over: None });
+                }
+                Err(error) if is_limit(&error) => error,
+                Err(error) => return Err(error),
+            };
+            let passed_over = Some(PassedOver { device: preferred.name(), reason });
+            // What it holds may be the processor's own memory.
+            drop(preferred);
+            let backend = device::cpu(options)?;
+            let program = place(source, &*backend, progress)?;
+            Ok(Placed { backend, program, passed_over })
+        })
+    }
+
+    fn load_with(
+        source: ModelSource,
+        placing: impl FnOnce(&ModelSource) -> Result<Placed, EngineError>,
+    ) -> Result<Arc<Self>, EngineError> {
         let start = Instant::now();
-        let source = ModelSource::open(path)?;
-        let backend = device::backend(options, source.config())?;
         // Building the tokenizer takes about as long as placing a small model's weights,
         // and neither needs the other.
-        let (tokenizer, program) = std::thread::scope(|scope| {
+        let (tokenizer, placed) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| source.tokenizer());
-            let (mut done, total) = (0, source.bytes());
-            let program = source.forward(&mut |weight| {
-                let placed = backend.place(weight)?;
-                if backend.places_at_once() {
-                    done += weight.bytes();
-                    progress(done, total);
-                }
-                Ok(placed)
-            });
-            let program = program.map_err(EngineError::from).and_then(|program| {
-                let mut further = |bytes| {
-                    done += bytes;
-                    progress(done, total);
-                };
-                backend.load(&program, &mut further)?;
-                Ok(program)
-            });
+            let placed = placing(&source);
             let tokenizer = match tokenizer.join() {
                 Ok(tokenizer) => tokenizer,
                 Err(panic) => std::panic::resume_unwind(panic),
             };
-            (tokenizer, program)
+            (tokenizer, placed)
         });
-        let (tokenizer, program) = (tokenizer?, program?);
+        let (tokenizer, Placed { backend, program, passed_over }) = (tokenizer?, placed?);
         let chat_template = source.chat_template()?;
         let load_time = start.elapsed();
-        Ok(Arc::new(Self { source, backend, program, tokenizer, chat_template, load_time }))
+        Ok(Arc::new(Self {
+            source,
+            backend,
+            program,
+            tokenizer,
+            chat_template,
+            load_time,
+            passed_over,
+        }))
+    }
+
+    /// The device that would have been taken, and why it was not.
+    pub fn passed_over(&self) -> Option<&PassedOver> {
+        self.passed_over.as_ref()
     }
 
     /// Makes a session: its activations, KV cache and sampler state.

@@ -9,14 +9,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use marlin_backend::{
-    Activation, AttentionSpec, Backend, BackendError, Batch, ExecutorOptions, HostBytes, KvFormat,
-    Norm, Program, ProgramBuilder, Rope, RopeStyle, SamplingSettings, StepToken, Weight,
-    WeightSource,
+    Activation, AttentionSpec, Backend, BackendError, Batch, ExecutorOptions, FragmentBytes,
+    HostBytes, KvFormat, Norm, Program, ProgramBuilder, Rope, RopeStyle, SamplingSettings,
+    StepToken, Weight, WeightSource,
 };
 use marlin_cpu::CpuBackend;
 use marlin_engine::{
     DeviceChoice, GenerateOptions, Generated, Model, ModelOptions, Request, SessionOptions,
 };
+use marlin_formats::fragment::{FragmentLayout, FragmentMatrix};
 use marlin_formats::{Format, encode};
 use marlin_gpu::Device;
 use marlin_gpu::emulated::{Emulated, EmulatedOptions};
@@ -159,12 +160,23 @@ models! {
     gemma3_with_linear_scaling: "gemma3_linear";
 }
 
-/// Places matrices in a format, or as the f32 numbers that the format's codes stand for.
+/// Places matrices in a format.
 struct Weights<'a> {
     backend: &'a dyn Backend,
     format: Format,
-    decoded: bool,
+    numbers: Numbers,
     seed: u32,
+}
+
+/// What a matrix's numbers are given as.
+#[derive(Clone, Copy, PartialEq)]
+enum Numbers {
+    /// Rows of the format.
+    Rows,
+    /// The format in the order that GPU kernels read.
+    Packed,
+    /// The f32 numbers that the format's codes stand for.
+    Decoded,
 }
 
 impl Weights<'_> {
@@ -174,8 +186,19 @@ impl Weights<'_> {
         let values: Vec<f32> =
             numbers(self.seed, rows * cols).into_iter().map(|x| x * size).collect();
         let matrix = encode(self.format, rows, cols, &values).unwrap();
-        if self.decoded {
+        if self.numbers == Numbers::Decoded {
             return self.floats(rows, cols, &matrix.view().decode());
+        }
+        if self.numbers == Numbers::Packed {
+            let view = matrix.view();
+            let layout = FragmentLayout::new(self.format, rows, cols, view.tensor_scale).unwrap();
+            let FragmentMatrix { codes, scales, mins, supers } = layout.pack(&view).unwrap();
+            let [codes, scales, mins, supers] = [codes, scales, mins, supers].map(HostBytes::from);
+            let fragments = FragmentBytes { codes, scales, mins, supers };
+            let name = format!("matrix {}", self.seed);
+            let source = WeightSource::packed(name, self.format, rows, cols, fragments);
+            let source = WeightSource { tensor_scale: view.tensor_scale, ..source };
+            return self.backend.place(&source).unwrap();
         }
         let source = WeightSource {
             name: format!("matrix {}", self.seed),
@@ -186,6 +209,7 @@ impl Weights<'_> {
             scales: matrix.scales.into(),
             zeros: matrix.zeros.into(),
             tensor_scale: matrix.tensor_scale,
+            fragments: None,
         };
         self.backend.place(&source).unwrap()
     }
@@ -209,8 +233,8 @@ const HEAD: usize = 32;
 const VOCABULARY: usize = 80;
 
 /// One layer of a Llama with an untied head, its matrices in `format`.
-fn small(backend: &dyn Backend, format: Format, decoded: bool) -> Program {
-    let mut weights = Weights { backend, format, decoded, seed: 0 };
+fn small(backend: &dyn Backend, format: Format, numbers: Numbers) -> Program {
+    let mut weights = Weights { backend, format, numbers, seed: 0 };
     let (heads, kv_heads, ffn) = (8, 4, 512);
     let norm =
         |weights: &mut Weights<'_>| Norm { weight: weights.vector(HIDDEN), eps: 1e-5, offset: 0.0 };
@@ -260,14 +284,33 @@ fn every_format_gives_the_logits_of_its_numbers() {
     let ids = tokens(4, VOCABULARY);
     for format in Format::ALL {
         let kv = KvFormat::F32;
-        let expected = logits(&cpu, small(&cpu, format, true), kv, &ids, 4).unwrap();
+        let expected = logits(&cpu, small(&cpu, format, Numbers::Decoded), kv, &ids, 4).unwrap();
         for (activations, most) in [(Activations::F32, 1e-3), (Activations::F16, 2e-2)] {
             let gpu = GpuBackend::new(device(false), activations);
             // Three tokens at once, then one.
-            let found = logits(&gpu, small(&gpu, format, false), kv, &ids, 3)
+            let found = logits(&gpu, small(&gpu, format, Numbers::Rows), kv, &ids, 3)
                 .unwrap_or_else(|e| panic!("{format}: {e}"));
             assert_close(&expected, &found, most, &format!("{format}, {activations:?}"));
         }
+    }
+}
+
+/// The order in which a file has them changes nothing: a device that packs gets the same bytes, and the processor takes them
+/// apart without loss.
+#[test]
+fn every_format_gives_the_same_logits_packed() {
+    let ids = tokens(4, VOCABULARY);
+    let of = |backend: &dyn Backend, format, numbers| {
+        logits(backend, small(backend, format, numbers), KvFormat::F32, &ids, 3)
+            .unwrap_or_else(|e| panic!("{format}: {e}"))
+    };
+    for format in Format::ALL {
+        let cpu = CpuBackend::new(None).unwrap();
+        let [rows, packed] = [Numbers::Rows, Numbers::Packed].map(|n| of(&cpu, format, n));
+        assert_eq!(packed, rows, "{format} on the processor");
+        let gpu = GpuBackend::new(device(false), Activations::F16);
+        let [rows, packed] = [Numbers::Rows, Numbers::Packed].map(|n| of(&gpu, format, n));
+        assert_eq!(packed, rows, "{format} on the device");
     }
 }
 
@@ -275,7 +318,7 @@ fn every_format_gives_the_logits_of_its_numbers() {
 fn every_cache_gives_the_logits_of_f32_nearly() {
     let cpu = CpuBackend::new(None).unwrap();
     let ids = tokens(POSITIONS, VOCABULARY);
-    let program = |backend: &dyn Backend| small(backend, Format::F32, false);
+    let program = |backend: &dyn Backend| small(backend, Format::F32, Numbers::Rows);
     let expected = logits(&cpu, program(&cpu), KvFormat::F32, &ids, POSITIONS).unwrap();
     for (kv, most) in [(KvFormat::F32, 1e-3), (KvFormat::F16, 2e-3), (KvFormat::Q8, 3e-2)] {
         for step in [POSITIONS, 1] {
@@ -397,7 +440,7 @@ fn a_model_that_is_too_large_says_how_much_is_missing_before_anything_is_uploade
     let options = EmulatedOptions { total_bytes: 200_000, ..EmulatedOptions::default() };
     let device = Arc::new(Emulated::new(options).unwrap());
     let gpu = GpuBackend::new(device.clone(), Activations::F16);
-    let program = small(&gpu, Format::F32, false);
+    let program = small(&gpu, Format::F32, Numbers::Rows);
     let error = gpu.load(&program, &mut |_| {}).unwrap_err();
     let BackendError::DoesNotFit { needed, free, .. } = error else { panic!("{error}") };
     assert_eq!(free, 200_000);
@@ -416,7 +459,7 @@ fn products_share_the_norms_between_them_in_steps_of_few_tokens() {
         let of_phase = report.dispatches.iter().filter(|d| d.phase == phase);
         of_phase.filter(|d| d.label.starts_with("rms_norm")).map(|d| d.count).sum()
     };
-    logits(&gpu, small(&gpu, Format::F16, false), KvFormat::F16, &ids, 11).unwrap();
+    logits(&gpu, small(&gpu, Format::F16, Numbers::Rows), KvFormat::F16, &ids, 11).unwrap();
     assert_eq!((norms(Phase::Prefill), norms(Phase::Decode)), (3, 1));
 }
 
@@ -430,7 +473,7 @@ fn batches_that_do_not_fit_are_refused_by_name() {
         context: 8,
         kv: KvFormat::F16,
     };
-    let mut executor = gpu.compile(small(&gpu, Format::F16, false), &options).unwrap();
+    let mut executor = gpu.compile(small(&gpu, Format::F16, Numbers::Rows), &options).unwrap();
     let token = |sequence, position, output| StepToken { id: 1, sequence, position, output };
     let mut refused = |tokens: &[StepToken]| {
         let error = executor.step(&Batch { tokens, logits: false }).unwrap_err();

@@ -28,6 +28,7 @@
 
 use half::f16;
 
+use crate::fragment::Fragments;
 use crate::{AffineRow, Format, FormatError, Matrix, ScaleStorage, Values};
 
 /// Rows of a tile.
@@ -223,15 +224,41 @@ impl TileLayout {
         out: &mut [u8],
         scratch: &mut TileScratch,
     ) -> Result<(), FormatError> {
-        let same = matrix.rows == self.rows && matrix.cols == self.cols;
+        let affine_row = |row, out: &mut AffineRow| matrix.affine_row(row, out);
+        self.pack_rows((matrix.format, matrix.rows, matrix.cols), tile, out, scratch, affine_row)
+    }
+
+    /// As [`pack_tile`](Self::pack_tile), from a matrix in the order of GPU kernels: the same bytes.
+    ///
+    /// # Errors
+    /// As [`pack_tile`](Self::pack_tile).
+    pub fn pack_tile_of_fragments(
+        &self,
+        matrix: &Fragments<'_>,
+        tile: usize,
+        out: &mut [u8],
+        scratch: &mut TileScratch,
+    ) -> Result<(), FormatError> {
+        let (rows, cols) = (matrix.layout().rows, matrix.layout().cols);
+        let affine_row = |row, out: &mut AffineRow| matrix.affine_row(row, out);
+        self.pack_rows((matrix.format(), rows, cols), tile, out, scratch, affine_row)
+    }
+
+    fn pack_rows(
+        &self,
+        (format, rows, cols): (Format, usize, usize),
+        tile: usize,
+        out: &mut [u8],
+        scratch: &mut TileScratch,
+        affine_row: impl Fn(usize, &mut AffineRow),
+    ) -> Result<(), FormatError> {
+        let same = rows == self.rows && cols == self.cols;
         if !same || tile >= self.tiles() || out.len() != self.tile_bytes() {
             return Err(FormatError::Layout {
                 layout: "cpu tile",
                 reason: format!(
-                    "tile {tile} of [{}, {}] into {} bytes, expected one of {} tiles of [{}, {}] \
-                     and {} bytes",
-                    matrix.rows,
-                    matrix.cols,
+                    "tile {tile} of [{rows}, {cols}] into {} bytes, expected one of {} tiles of \
+                     [{}, {}] and {} bytes",
                     out.len(),
                     self.tiles(),
                     self.rows,
@@ -244,14 +271,14 @@ impl TileLayout {
         let (header, codes) = out.split_at_mut(self.header_bytes());
         let first = tile * TILE_ROWS;
         for r in 0..TILE_ROWS.min(self.rows - first) {
-            matrix.affine_row(first + r, &mut scratch.row);
-            self.pack_header(&scratch.row, matrix, r, header);
+            affine_row(first + r, &mut scratch.row);
+            self.pack_header(&scratch.row, format, r, header);
             self.pack_codes(&scratch.row.codes, r, codes);
         }
         Ok(())
     }
 
-    fn pack_header(&self, row: &AffineRow, matrix: &Matrix<'_>, r: usize, header: &mut [u8]) {
+    fn pack_header(&self, row: &AffineRow, format: Format, r: usize, header: &mut [u8]) {
         if self.scale == TileScale::SuperBlock {
             let per_super = SUPER / self.group;
             for (s, block) in header.chunks_exact_mut(self.super_bytes()).enumerate() {
@@ -277,7 +304,7 @@ impl TileLayout {
             return;
         }
         // An 8-bit format with another offset than the layout's: move it into the minimum.
-        let native = match matrix.format.affine().map(|a| a.values) {
+        let native = match format.affine().map(|a| a.values) {
             Some(Values::Offset(offset)) => offset,
             _ => 0,
         };

@@ -34,6 +34,8 @@ pub struct DeviceProperties {
     pub compute_units: u32,
     /// What host memory must be aligned to, address and length, to be adopted without a copy.
     pub adoption_alignment: usize,
+    /// The most bytes of one allocation.
+    pub max_buffer_bytes: u64,
 }
 
 impl DeviceProperties {
@@ -179,7 +181,7 @@ impl dyn Device + '_ {
     ) -> Result<Buffer<T>, GpuError> {
         let bytes = len as u64 * size_of::<T>() as u64;
         let allocation = self.allocate_at(label, bytes, pattern, Location::caller())?;
-        Ok(Buffer { allocation, len, element: std::marker::PhantomData })
+        Ok(Buffer { allocation, offset: 0, len, element: std::marker::PhantomData })
     }
 
     /// Memory that only the device uses, filled with `values` once.
@@ -208,7 +210,7 @@ impl dyn Device + '_ {
         let allocation =
             self.allocate_at(label, bytes.len() as u64, pattern, Location::caller())?;
         self.upload(&allocation, 0, bytes)?;
-        Ok(Buffer { allocation, len, element: std::marker::PhantomData })
+        Ok(Buffer { allocation, offset: 0, len, element: std::marker::PhantomData })
     }
 
     /// The buffer's contents, through [`Device::download`].
@@ -217,7 +219,7 @@ impl dyn Device + '_ {
     /// The device failed.
     pub fn download_all<T: Element>(&self, buffer: &Buffer<T>) -> Result<Vec<T>, GpuError> {
         let mut out = vec![T::zeroed(); buffer.len];
-        self.download(&buffer.allocation, 0, bytemuck::cast_slice_mut(&mut out))?;
+        self.download(&buffer.allocation, buffer.offset, bytemuck::cast_slice_mut(&mut out))?;
         Ok(out)
     }
 
@@ -231,29 +233,49 @@ impl dyn Device + '_ {
     }
 }
 
-/// Elements in device memory.
+/// Elements in device memory: an allocation, or a range of one.
 #[derive(Clone, Debug)]
 pub struct Buffer<T> {
     allocation: Arc<dyn Allocation>,
+    /// Byte of the allocation at which they begin.
+    offset: u64,
     len: usize,
     element: std::marker::PhantomData<T>,
 }
 
 impl<T: Element> Buffer<T> {
+    /// `len` elements of `allocation` from byte `offset`: memory that others have a share in.
+    ///
+    /// # Errors
+    /// Past the allocation's end, or not aligned to the element.
+    pub fn part_of(
+        allocation: Arc<dyn Allocation>,
+        offset: u64,
+        len: usize,
+    ) -> Result<Self, BindError> {
+        View::<T>::new(&allocation, offset, len)?;
+        Ok(Self { allocation, offset, len, element: std::marker::PhantomData })
+    }
+
     /// Number of elements.
     #[allow(clippy::len_without_is_empty, reason = "a buffer is bound, not iterated")]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// The memory.
+    /// The memory, which begins [`offset`](Self::offset) bytes before the elements.
     pub fn allocation(&self) -> &Arc<dyn Allocation> {
         &self.allocation
     }
 
+    /// Byte of the allocation at which the elements begin: 0 unless it is shared.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// All elements, to be read.
     pub fn view(&self) -> View<'_, T> {
-        View::new(&self.allocation, 0, self.len)
+        View::new(&self.allocation, self.offset, self.len)
             .unwrap_or_else(|_| unreachable!("the buffer was made with this length"))
     }
 
@@ -262,8 +284,7 @@ impl<T: Element> Buffer<T> {
     /// # Errors
     /// Out of bounds.
     pub fn slice(&self, range: Range<usize>) -> Result<View<'_, T>, BindError> {
-        let offset = (range.start * size_of::<T>()) as u64;
-        View::new(&self.allocation, offset, range.end.saturating_sub(range.start))
+        View::new(&self.allocation, self.part(&range)?, range.end.saturating_sub(range.start))
     }
 
     /// All elements, to be written.
@@ -271,7 +292,7 @@ impl<T: Element> Buffer<T> {
     /// # Errors
     /// [`BindError::ReadOnly`].
     pub fn view_mut(&self) -> Result<ViewMut<'_, T>, BindError> {
-        ViewMut::new(&self.allocation, 0, self.len)
+        ViewMut::new(&self.allocation, self.offset, self.len)
     }
 
     /// Elements `range`, to be written.
@@ -279,8 +300,21 @@ impl<T: Element> Buffer<T> {
     /// # Errors
     /// Out of bounds, or [`BindError::ReadOnly`].
     pub fn slice_mut(&self, range: Range<usize>) -> Result<ViewMut<'_, T>, BindError> {
-        let offset = (range.start * size_of::<T>()) as u64;
-        ViewMut::new(&self.allocation, offset, range.end.saturating_sub(range.start))
+        ViewMut::new(&self.allocation, self.part(&range)?, range.end.saturating_sub(range.start))
+    }
+
+    /// Where elements `range` begin in the allocation, if they are these.
+    fn part(&self, range: &Range<usize>) -> Result<u64, BindError> {
+        let width = size_of::<T>() as u64;
+        if range.end > self.len {
+            return Err(BindError::OutOfBounds {
+                label: self.allocation.label().to_owned(),
+                bytes: self.len as u64 * width,
+                start: range.start as u64 * width,
+                end: range.end as u64 * width,
+            });
+        }
+        Ok(self.offset + range.start as u64 * width)
     }
 }
 

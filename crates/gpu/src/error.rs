@@ -87,6 +87,14 @@ pub enum GpuError {
         /// Buffer, index and what happened.
         message: String,
     },
+    /// The device is gone: unplugged, reset, or taken away. Nothing that it held can be had back.
+    #[error("the device {device} was lost: {reason}")]
+    Lost {
+        /// Its name.
+        device: String,
+        /// What was going on when it was noticed.
+        reason: String,
+    },
     /// The device's own interface failed.
     #[error("{call} failed: {reason}")]
     Driver {

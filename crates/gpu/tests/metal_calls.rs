@@ -9,6 +9,8 @@ mod errors;
 mod memory;
 #[path = "metal_calls/model.rs"]
 mod model;
+#[path = "metal_calls/packed.rs"]
+mod packed;
 #[path = "metal_calls/pipelines.rs"]
 mod pipelines;
 

@@ -60,7 +60,13 @@ pub(crate) fn load(options: &ModelOptions) -> Result<Arc<Model>, CliError> {
     let path = resolve(options.model.as_deref())?;
     let engine_options = engine_options(options);
     let mut bar = LoadBar::new(&path);
-    Ok(Model::load_with_progress(&path, &engine_options, &mut |done, total| bar.show(done, total))?)
+    let mut show = |done, total| bar.show(done, total);
+    let model = Model::load_with_progress(&path, &engine_options, &mut show)?;
+    drop(bar);
+    if let Some(passed_over) = model.passed_over() {
+        note(&format!("note: {passed_over}"));
+    }
+    Ok(model)
 }
 
 /// A session for one conversation.

@@ -133,6 +133,13 @@ impl Drop for LoadBar {
     }
 }
 
+/// Counts bytes of a known number.
+pub(crate) fn byte_bar(what: &str, total: u64) -> ProgressBar {
+    ProgressBar::new(total)
+        .with_style(style("{msg} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {eta}"))
+        .with_message(what.to_owned())
+}
+
 /// Counts steps of a known number, for `bench` and `perplexity`.
 pub(crate) fn steps(what: &str, total: u64) -> ProgressBar {
     ProgressBar::new(total)

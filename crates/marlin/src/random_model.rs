@@ -184,6 +184,7 @@ impl Weights<'_> {
             scales,
             zeros,
             tensor_scale,
+            fragments: None,
         })
     }
 

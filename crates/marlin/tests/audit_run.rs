@@ -15,18 +15,25 @@ fn path(relative: &str) -> String {
     repository().join(relative).to_str().expect("a readable path").to_owned()
 }
 
-/// Audits a run of a tiny model with 12 tokens.
-fn audit(args: &[&str]) -> Output {
+fn marlin(args: &[&str]) -> Command {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("audit-run-cache");
-    let model = path("tests/fixtures/architectures/llama3_rope.gguf");
-    Command::new(env!("CARGO_BIN_EXE_marlin"))
-        .args(["audit", "run", "--device", "cpu", "--raw", "--temperature", "0"])
-        .args(["--max-tokens", "12", "-m", &model])
+    let mut command = Command::new(env!("CARGO_BIN_EXE_marlin"));
+    command.args(args).env("MARLIN_CACHE", cache).stdin(Stdio::null());
+    command
+}
+
+/// Audits a run of a model with 12 tokens.
+fn audit_on(device: &str, model: &str, args: &[&str]) -> Output {
+    marlin(&["audit", "run", "--device", device, "--raw", "--temperature", "0"])
+        .args(["--max-tokens", "12", "-m", model])
         .args(args)
-        .env("MARLIN_CACHE", cache)
-        .stdin(Stdio::null())
         .output()
         .unwrap()
+}
+
+/// Audits a run of a tiny model on the processor.
+fn audit(args: &[&str]) -> Output {
+    audit_on("cpu", &path("tests/fixtures/architectures/llama3_rope.gguf"), args)
 }
 
 fn stdout(output: &Output) -> String {
@@ -52,6 +59,30 @@ fn the_designs_budget_is_kept() {
     ] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
+}
+
+/// On memory that device and host share a packed file is used where it is mapped: the budget allows no copy of a weight.
+#[test]
+fn the_designs_budget_is_kept_by_a_packed_file_on_a_gpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let packed = folder.path().join("packed.gguf");
+    let packed = packed.to_str().unwrap();
+    let original = path("tests/fixtures/architectures/llama3_rope.gguf");
+    assert!(marlin(&["pack", &original, "-o", packed]).output().unwrap().status.success());
+    let budget = path("budgets/design.toml");
+    let run = |model: &str| audit_on("emulated", model, &["--budget", &budget, "Hello world"]);
+    let output = run(packed);
+    assert_eq!(output.status.code(), Some(0), "{}{}", stdout(&output), stderr(&output));
+    let text = stdout(&output);
+    for part in
+        ["ok weight_copies: 0, at most 0", "mapped weights", "findings: 0 errors, 0 warnings"]
+    {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    // The original's weights are reordered and uploaded: what packing is for.
+    let output = run(&original);
+    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    assert!(stderr(&output).contains("weight_copies: 1, at most 0"), "{}", stderr(&output));
 }
 
 #[test]

@@ -449,6 +449,39 @@ fn inspect_lists_every_tensor() {
 }
 
 #[test]
+fn a_packed_model_is_used_like_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, out) in [("qwen2.gguf", "packed.gguf"), ("qwen2", "packed")] {
+        let (model, out) = (tiny(name), folder.path().join(out));
+        let out = out.to_str().unwrap();
+        let packed = json(&run(&["pack", &model, "-o", out, "--json"]));
+        assert_eq!(
+            fields(&packed),
+            ["bytes", "matrices", "path", "source_bytes", "unchanged", "vectors"]
+        );
+        assert_eq!(packed["path"], out);
+        let summary = |path: &str| json(&run(&["inspect", "--json", path]));
+        let (before, after) = (summary(&model), summary(out));
+        assert_eq!(
+            (&before["packed"], &after["packed"]),
+            (&Value::Bool(false), &Value::Bool(true))
+        );
+        assert_eq!(before["parameters"], after["parameters"]);
+        assert_eq!(packed["source_bytes"], before["weight_bytes"]);
+        let answer = |path: &str| {
+            let args =
+                ["run", "--json", "--temperature", "0", "--max-tokens", "8", "-m", path, "hi"];
+            json(&run(&args))["text"].clone()
+        };
+        assert_eq!(answer(&model), answer(out));
+        let again = run(&["pack", &model, "-o", out]);
+        assert_fails(&again, &["something there already", "--force replaces it"]);
+        assert!(run(&["pack", &model, "-o", out, "--force"]).status.success());
+        assert_fails(&run(&["pack", out, "-o", &format!("{out}.2")]), &["a packed model"]);
+    }
+}
+
+#[test]
 fn a_hugging_face_folder_works_like_a_file() {
     let folder = tiny("qwen2");
     assert_eq!(json(&run(&["inspect", "--json", &folder]))["architecture"], "qwen2");

@@ -96,6 +96,12 @@ pub enum ModelError {
         /// What is supported instead.
         expected: String,
     },
+    /// Whoever asked for the work ended it.
+    #[error("{}: cancelled before it was whole; nothing was written", path.display())]
+    Cancelled {
+        /// What was being written.
+        path: PathBuf,
+    },
     /// A device refused a weight, or the forward pass as a whole.
     #[error("{}: {source}", path.display())]
     Backend {
@@ -114,6 +120,7 @@ impl ModelError {
             | ModelError::Invalid { path, .. }
             | ModelError::Missing { path, .. }
             | ModelError::Unsupported { path, .. }
+            | ModelError::Cancelled { path }
             | ModelError::Backend { path, .. } => path,
         }
     }

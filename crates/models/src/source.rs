@@ -26,7 +26,7 @@ pub struct ModelSource {
 }
 
 #[derive(Debug)]
-enum Origin {
+pub(crate) enum Origin {
     Gguf(Box<Metadata>),
     HuggingFace(Box<HuggingFaceFolder>),
 }
@@ -102,6 +102,15 @@ impl ModelSource {
     /// The weights, under canonical names.
     pub fn tensors(&self) -> &TensorTable {
         &self.tensors
+    }
+
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Whether its matrices are in the order that GPU kernels read ([`pack`](crate::pack)).
+    pub fn is_packed(&self) -> bool {
+        self.tensors.iter().any(|tensor| tensor.fragments.is_some())
     }
 
     /// Bytes of all weights.

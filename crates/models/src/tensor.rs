@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use marlin_backend::{HostBytes, WeightSource};
+use marlin_backend::{FragmentBytes, HostBytes, WeightSource};
 use marlin_formats::Format;
 
 use crate::error::{At, ModelError};
@@ -14,12 +14,16 @@ use crate::error::{At, ModelError};
 pub struct StoredTensor {
     /// The canonical name: GGUF's, such as `blk.0.attn_q.weight`.
     pub name: String,
+    /// Its name in the file.
+    pub name_in_file: String,
     /// Sizes, the contiguous dimension last; a matrix is `[rows, cols]`, row = output feature.
     pub shape: Vec<usize>,
     /// Number format of the elements.
     pub format: Format,
-    /// The elements, row after row.
+    /// The elements, row after row; none where the matrix is packed.
     pub data: HostBytes,
+    /// A matrix in the order that GPU kernels read, in a packed file.
+    pub fragments: Option<FragmentBytes>,
     /// The file that it is in.
     pub file: Arc<Path>,
 }
@@ -37,7 +41,16 @@ impl StoredTensor {
 
     /// The tensor as a backend takes it: bytes shared, not copied.
     pub fn weight(&self) -> WeightSource {
-        WeightSource::plain(&self.name, self.format, self.rows(), self.cols(), self.data.clone())
+        let (format, rows, cols) = (self.format, self.rows(), self.cols());
+        match &self.fragments {
+            Some(packed) => WeightSource::packed(&self.name, format, rows, cols, packed.clone()),
+            None => WeightSource::plain(&self.name, format, rows, cols, self.data.clone()),
+        }
+    }
+
+    /// Bytes in the file.
+    pub fn bytes(&self) -> u64 {
+        self.data.len() as u64 + self.fragments.as_ref().map_or(0, |packed| packed.len() as u64)
     }
 }
 
@@ -112,7 +125,7 @@ impl TensorTable {
 
     /// Bytes of all tensors.
     pub fn bytes(&self) -> u64 {
-        self.tensors.iter().map(|tensor| tensor.data.len() as u64).sum()
+        self.tensors.iter().map(StoredTensor::bytes).sum()
     }
 }
 

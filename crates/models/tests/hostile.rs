@@ -1,16 +1,20 @@
 //! Files made to break the readers: whatever is in them, the answer is an error that names the file, never a panic,
 //! and never memory out of proportion to the file.
 //!
-//! Some 19,000 cases a run: the headers of GGUF and safetensors files, `config.json`, tokenizers in both kinds of file,
+//! Some 25,000 cases a run: the headers of GGUF and safetensors files, packed and not, `config.json`, tokenizers in both kinds of file,
 //! each changed from a valid one, and chat templates put together from pieces.
 
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::LazyLock;
 
-use marlin_models::{ChatOptions, ChatTemplate, Message, ModelError, ModelSource};
+use marlin_models::{
+    ChatOptions, ChatTemplate, Message, ModelError, ModelSource, PackOptions, pack,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use support::{Gguf, Meta, place};
@@ -319,7 +323,14 @@ fn check_gguf(bytes: &[u8], tokenizer: bool) -> Result<(), TestCaseError> {
 fn the_files_that_are_broken_here_are_whole_to_begin_with() {
     let bytes = Gguf::llama().bytes();
     check_gguf(&bytes, true).unwrap();
+    let (packed, header) = packed_gguf();
+    check_gguf(&packed, true).unwrap();
+    assert!(header < packed.len() / 2 && open(&folder().join("hostile.gguf")).is_ok());
     let folder = HuggingFace::new();
+    folder.write("config.json", &llama_config().to_string());
+    folder.write_bytes("model.safetensors", &packed_safetensors());
+    assert!(ModelSource::open(folder.path()).unwrap().is_packed());
+    open(folder.path()).unwrap();
     folder.write("config.json", &llama_config().to_string());
     folder.write_bytes("model.safetensors", &safetensors(&llama_header().to_string()));
     folder.write("tokenizer.json", &tokenizer_json().to_string());
@@ -337,6 +348,75 @@ proptest! {
         let header = header_len(&bytes);
         change_bytes(&mut bytes, header, &changes);
         check_gguf(&bytes, false)?;
+    }
+}
+
+/// A packed GGUF file and the length of its header.
+fn packed_gguf() -> (Vec<u8>, usize) {
+    let folder = tempfile::tempdir().unwrap();
+    let source = ModelSource::open(&Gguf::llama().write(folder.path(), "plain.gguf")).unwrap();
+    let bytes = packed(&source, &folder.path().join("packed.gguf"));
+    let last = b"blk.0.ffn_norm.weight";
+    let name = bytes.windows(last.len()).rposition(|window| window == last).unwrap();
+    // After the name the number of dimensions, one dimension, the type and the offset.
+    (bytes, name + last.len() + 4 + 8 + 4 + 8)
+}
+
+fn packed(source: &ModelSource, out: &Path) -> Vec<u8> {
+    pack(source, out, PackOptions::default(), &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let weights = if out.is_dir() { out.join("model.safetensors") } else { out.to_owned() };
+    std::fs::read(weights).unwrap()
+}
+
+/// A packed safetensors file.
+fn packed_safetensors() -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = folder.path().join("plain");
+    std::fs::create_dir(&plain).unwrap();
+    std::fs::write(plain.join("config.json"), llama_config().to_string()).unwrap();
+    let file = safetensors(&llama_header().to_string());
+    std::fs::write(plain.join("model.safetensors"), file).unwrap();
+    packed(&ModelSource::open(&plain).unwrap(), &folder.path().join("packed"))
+}
+
+/// The JSON of a safetensors file's header, and its data.
+fn taken_apart(file: &[u8]) -> (Value, &[u8]) {
+    let (len, rest) = file.split_first_chunk::<8>().unwrap();
+    let (json, data) = rest.split_at(u64::from_le_bytes(*len) as usize);
+    (serde_json::from_slice(json).unwrap(), data)
+}
+
+proptest! {
+    #![proptest_config(config(3000))]
+
+    #[test]
+    fn packed_gguf_headers(changes in changes()) {
+        static FILE: LazyLock<(Vec<u8>, usize)> = LazyLock::new(packed_gguf);
+        let (mut bytes, header) = FILE.clone();
+        change_bytes(&mut bytes, header, &changes);
+        check_gguf(&bytes, false)?;
+    }
+
+    #[test]
+    fn packed_safetensors_headers(json in json_changes(3), bytes in prop::option::of(changes())) {
+        static FILE: LazyLock<Vec<u8>> = LazyLock::new(packed_safetensors);
+        let (header, data) = taken_apart(&FILE);
+        let header = apply(&header, &json);
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        if let Some(changes) = bytes {
+            let header = file.len();
+            change_bytes(&mut file, header, &changes);
+        }
+        file.extend(data);
+        let folder = HuggingFace::new();
+        folder.write("config.json", &llama_config().to_string());
+        folder.write_bytes("model.safetensors", &file);
+        let (result, memory) = measured(|| open(folder.path()));
+        if let Err(error) = &result {
+            check_error(error, folder.path().to_str().unwrap())?;
+        }
+        check_memory(memory, HEADER, file.len() + 1024)?;
     }
 }
 

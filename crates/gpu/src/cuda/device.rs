@@ -99,6 +99,7 @@ fn describe(driver: &Driver, ordinal: i32) -> Result<(DeviceProperties, (u32, u3
         threadgroup_bytes: get(Attribute::MaxSharedMemoryPerBlockOptIn)?,
         compute_units: get(Attribute::MultiprocessorCount)?,
         adoption_alignment: ALIGNMENT,
+        max_buffer_bytes: total as u64,
     };
     Ok((properties, capability))
 }

@@ -60,11 +60,22 @@ pub struct EmulatedOptions {
     pub unified: bool,
     /// Bytes of its memory.
     pub total_bytes: u64,
+    /// The most bytes of one allocation.
+    pub max_buffer_bytes: u64,
+    /// Submissions that run before the device is lost: every one after them fails, as when a GPU is unplugged, reset or
+    /// given to somebody else. `None` never loses it.
+    pub lost_after: Option<u64>,
 }
 
 impl Default for EmulatedOptions {
     fn default() -> Self {
-        Self { simd_width: 32, unified: true, total_bytes: 16 << 30 }
+        Self {
+            simd_width: 32,
+            unified: true,
+            total_bytes: 16 << 30,
+            max_buffer_bytes: u64::MAX,
+            lost_after: None,
+        }
     }
 }
 
@@ -88,6 +99,7 @@ pub(crate) struct Shared {
     /// Of allocations.
     used_bytes: Arc<AtomicU64>,
     submissions: AtomicU64,
+    lost_after: Option<u64>,
 }
 
 /// Fibers, and the moment that the checks count from.
@@ -105,9 +117,23 @@ impl fmt::Debug for Emulated {
 }
 
 impl Shared {
+    /// An error once the device is lost, which a submission finds out.
+    pub(crate) fn check_present(&self) -> Result<(), GpuError> {
+        match self.lost_after {
+            Some(after) if self.submissions.load(Ordering::Relaxed) > after => Err(lost(after)),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, Execution> {
         self.execution.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Said of a device after it has run so many submissions.
+fn lost(after: u64) -> GpuError {
+    let reason = format!("submission {} did not come back", after + 1);
+    GpuError::Lost { device: "emulated".to_owned(), reason }
 }
 
 impl Emulated {
@@ -148,11 +174,13 @@ impl Emulated {
                 threadgroup_bytes: THREADGROUP_BYTES,
                 compute_units: 1,
                 adoption_alignment: ADOPTION_ALIGNMENT,
+                max_buffer_bytes: options.max_buffer_bytes,
             },
             shared: Arc::new(Shared {
                 execution: Mutex::new(Execution { state, clock: 0, generation: 0 }),
                 used_bytes: Arc::default(),
                 submissions: AtomicU64::new(0),
+                lost_after: options.lost_after,
             }),
             uploads: ledger.copies(Direction::HostToDevice, "upload"),
             modifies: ledger.copies(Direction::HostToDevice, "did_modify"),
@@ -176,6 +204,7 @@ impl Emulated {
         allocation: &'a Arc<dyn Allocation>,
         access: &'static str,
     ) -> Result<&'a EmulatedAllocation, GpuError> {
+        self.shared.check_present()?;
         let found = self.find(allocation)?;
         if found.mode() == StorageMode::Private {
             let (label, mode) = (found.label().to_owned(), found.mode());
@@ -199,6 +228,7 @@ impl Device for Emulated {
     }
 
     fn free_bytes(&self) -> Result<u64, GpuError> {
+        self.shared.check_present()?;
         let used = self.shared.used_bytes.load(Ordering::Relaxed);
         Ok(self.properties.total_bytes.saturating_sub(used))
     }
@@ -210,9 +240,10 @@ impl Device for Emulated {
         pattern: AccessPattern,
         site: &'static Location<'static>,
     ) -> Result<Arc<dyn Allocation>, GpuError> {
+        self.shared.check_present()?;
         let used = self.shared.used_bytes.load(Ordering::Relaxed);
         let total = self.properties.total_bytes;
-        let free = total.saturating_sub(used);
+        let free = total.saturating_sub(used).min(self.properties.max_buffer_bytes);
         if bytes > free {
             return Err(GpuError::OutOfMemory {
                 label: label.to_owned(),
@@ -239,6 +270,7 @@ impl Device for Emulated {
         bytes: HostBytes,
         site: &'static Location<'static>,
     ) -> Result<Arc<dyn Allocation>, GpuError> {
+        self.shared.check_present()?;
         let refuse = |reason: String| GpuError::NotAdoptable { label: label.to_owned(), reason };
         if self.properties.memory == Memory::Discrete {
             return Err(refuse("the device has memory of its own".to_owned()));
@@ -251,6 +283,10 @@ impl Device for Emulated {
                     "its {what} is {over} past a multiple of {ADOPTION_ALIGNMENT}, expected a multiple"
                 )));
             }
+        }
+        let most = self.properties.max_buffer_bytes;
+        if bytes.len() as u64 > most {
+            return Err(refuse(format!("it has {} bytes, expected at most {most}", bytes.len())));
         }
         let tally = self.ledger.buffer_at(label, AccessPattern::ADOPTED, bytes.len() as u64, site);
         Ok(Arc::new(EmulatedAllocation::adopted(&self.shared, label, bytes, tally)))
@@ -279,6 +315,7 @@ impl Device for Emulated {
         range: Range<u64>,
     ) -> Result<(), GpuError> {
         let found = self.find(allocation)?;
+        self.shared.check_present()?;
         let range = found.range(range.start, range.end.saturating_sub(range.start))?;
         if let Some(submission) = found.in_flight() {
             let label = found.label().to_owned();
@@ -309,6 +346,7 @@ impl Device for Emulated {
         offset: u64,
         bytes: &[u8],
     ) -> Result<(), GpuError> {
+        self.shared.check_present()?;
         let found = self.find(allocation)?;
         let range = found.range(offset, bytes.len() as u64)?;
         if found.is_adopted() {
@@ -327,6 +365,7 @@ impl Device for Emulated {
         offset: u64,
         out: &mut [u8],
     ) -> Result<(), GpuError> {
+        self.shared.check_present()?;
         let found = self.find(allocation)?;
         let range = found.range(offset, out.len() as u64)?;
         self.downloads.record(out.len() as u64);
@@ -350,6 +389,7 @@ impl Device for Emulated {
             .downcast_ref::<EmulatedRecording>()
             .filter(|r| r.belongs_to(&self.shared))
             .ok_or_else(|| GpuError::ForeignAllocation { label: recording.label().to_owned() })?;
+        self.shared.check_present()?;
         let number = self.shared.submissions.fetch_add(1, Ordering::Relaxed);
         self.submissions.record(0);
         found.accesses.record();

@@ -30,7 +30,8 @@ pub(crate) fn start(
             allocation.take_off(number, found.label());
         }
     }
-    let result = execute::run(found, device);
+    // The submission that the device is lost with does not run; nobody knows before waiting for it.
+    let result = device.check_present().and_then(|()| execute::run(found, device));
     EmulatedSubmission {
         recording: recording.clone(),
         number,

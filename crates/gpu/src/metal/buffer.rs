@@ -120,10 +120,10 @@ impl<A: Api> MetalAllocation<A> {
             }
         }
         let bytes = host.len() as u64;
-        if bytes > context.max_buffer_bytes {
+        if bytes > context.properties.max_buffer_bytes {
             return Err(refuse(format!(
                 "it has {bytes} bytes, expected at most {}",
-                context.max_buffer_bytes
+                context.properties.max_buffer_bytes
             )));
         }
         let buffer = context

@@ -26,6 +26,9 @@ pub(super) const BLIT_ALIGNMENT: u64 = 4;
 /// stack overflow.
 const FAULTS: [isize; 5] = [2, 3, 4, 9, 12];
 
+/// `MTLCommandBufferErrorDeviceRemoved`.
+pub(super) const DEVICE_REMOVED: isize = 11;
+
 /// A command list, worked out.
 pub(super) struct MetalRecording<A: Api> {
     context: Arc<Context<A>>,
@@ -306,6 +309,9 @@ impl<A: Api> MetalRecording<A> {
             && !faulted.signposts.is_empty()
         {
             suspects = &faulted.signposts;
+        }
+        if failure.code == DEVICE_REMOVED {
+            return GpuError::Lost { device: self.context.properties.name.clone(), reason };
         }
         if !FAULTS.contains(&failure.code) {
             return GpuError::Driver { call: "MTLCommandBuffer", reason };

@@ -16,7 +16,6 @@ const ABSENT_BYTES: usize = 16;
 pub(super) struct Context<A: Api> {
     pub(super) api: A,
     pub(super) properties: DeviceProperties,
-    pub(super) max_buffer_bytes: u64,
     pub(super) residency: Residency<A>,
     pub(super) timeline: Timeline<A>,
     /// Bound where an optional buffer is not there: Metal's validation wants something at every index.
@@ -31,7 +30,6 @@ impl<A: Api> Context<A> {
         properties: DeviceProperties,
         signposts: bool,
     ) -> Result<Arc<Self>, GpuError> {
-        let description = api.describe();
         let residency = Residency::new(&api);
         let absent = api.buffer("absent", ABSENT_BYTES, BufferMode::Private).ok_or_else(|| {
             GpuError::OutOfMemory {
@@ -45,7 +43,6 @@ impl<A: Api> Context<A> {
         Ok(Arc::new(Self {
             api,
             properties,
-            max_buffer_bytes: description.max_buffer_bytes,
             residency,
             timeline: Timeline::default(),
             absent,
@@ -68,14 +65,14 @@ impl<A: Api> Context<A> {
         // A buffer of no bytes cannot be made, and blits take whole words.
         let len = bytes.max(1).next_multiple_of(ABSENT_BYTES as u64);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let buffer = (bytes <= self.max_buffer_bytes)
+        let buffer = (bytes <= self.properties.max_buffer_bytes)
             .then(|| self.api.pooled(|| self.api.buffer(label, len, mode)))
             .flatten();
         let Some(buffer) = buffer else {
             return Err(GpuError::OutOfMemory {
                 label: label.to_owned(),
                 needed: bytes,
-                free: self.free_bytes().min(self.max_buffer_bytes),
+                free: self.free_bytes().min(self.properties.max_buffer_bytes),
                 total: self.properties.total_bytes,
             });
         };

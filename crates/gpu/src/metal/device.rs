@@ -69,6 +69,7 @@ pub(super) fn properties(description: &Description) -> DeviceProperties {
         threadgroup_bytes: description.threadgroup_bytes,
         compute_units: description.cores.unwrap_or(FEWEST_CORES),
         adoption_alignment: description.page_bytes,
+        max_buffer_bytes: description.max_buffer_bytes,
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::api::{Api, BlitEncoder, BufferMode, CommandBuffer, Status};
-use super::commands::BLIT_ALIGNMENT;
+use super::commands::{BLIT_ALIGNMENT, DEVICE_REMOVED};
 use super::context::Context;
 use super::encoding::no_encoder;
 use crate::GpuError;
@@ -79,7 +79,7 @@ impl<A: Api> Staging<A> {
         for command_buffer in &under_way {
             command_buffer.wait();
         }
-        under_way.iter().try_for_each(check)
+        under_way.iter().try_for_each(|blit| check(&self.context, blit))
     }
 
     /// Copies `bytes` to private memory of `capacity` bytes, after everything that was submitted. Returns when they may
@@ -160,7 +160,7 @@ impl<A: Api> Staging<A> {
                 encoder.copy(from, word, slot, range.start, range.len());
             })?;
             command_buffer.wait();
-            check(&command_buffer)?;
+            check(&self.context, &command_buffer)?;
             let (now, later) = out.split_at_mut(out.len().min(range.len() - before));
             self.context.api.read(slot, range.start + before, now);
             word += range.len();
@@ -200,8 +200,15 @@ fn blit<A: Api>(
 }
 
 /// What became of a blit.
-fn check<A: Api>(command_buffer: &impl CommandBuffer<A>) -> Result<(), GpuError> {
+fn check<A: Api>(
+    context: &Context<A>,
+    command_buffer: &impl CommandBuffer<A>,
+) -> Result<(), GpuError> {
     match command_buffer.status() {
+        Status::Failed(failure) if failure.code == DEVICE_REMOVED => Err(GpuError::Lost {
+            device: context.properties.name.clone(),
+            reason: format!("a staged copy stopped: {} (code {})", failure.message, failure.code),
+        }),
         Status::Failed(failure) => {
             let reason = format!("{} (code {})", failure.message, failure.code);
             Err(GpuError::Driver { call: "MTLCommandBuffer of a staged copy", reason })

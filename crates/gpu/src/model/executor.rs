@@ -346,6 +346,8 @@ impl<T: Activation> Executor for GpuExecutor<T> {
             }
         }
         self.settings[slot] = settings.clone();
+        // What is uploaded for a sequence belongs to its prompt, not to loading or to the decoding before it.
+        self.shared.device.ledger().enter(Phase::Prefill);
         self.memory
             .begin_sequence(&self.shared, slot, settings, history, self.options.context)
             .map_err(|e| self.shared.error(e))

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `weight` | what a file's tensors become: matrices that are used together lie together |
 //! | `place` | bringing them to the device, in slices, past the host's memory |
+//! | `adopt` | or leaving them where they lie, in the mapped file |
 //! | `plan` | a program's ops as steps over matrices, vectors and tensors |
 //! | `places` | which tensors share memory, and which lie side by side |
 //! | `sharing` | norms that the products around them can do |
@@ -11,6 +12,7 @@
 //! | `encode` | a step as a command list |
 //! | `executor` | steps in flight |
 
+mod adopt;
 mod encode;
 mod executor;
 mod memory;
@@ -77,6 +79,7 @@ pub(crate) struct Shared {
     pub(crate) device: Arc<dyn Device>,
     tuning: Tuning,
     pack: Tally,
+    adopted: adopt::Adopted,
 }
 
 impl Shared {
@@ -90,6 +93,7 @@ impl Shared {
                 needed,
                 free,
             },
+            GpuError::Lost { device, reason } => BackendError::DeviceLost { device, reason },
             other => BackendError::Device { backend, problem: other.to_string() },
         }
     }
@@ -113,7 +117,8 @@ impl GpuBackend {
             .ledger()
             .copies(Direction::HostToHost, "order weights as kernels read them, slice by slice");
         let tuning = Tuning::of_user(device.properties());
-        Self { shared: Arc::new(Shared { device, tuning, pack }), activations }
+        let adopted = adopt::Adopted::default();
+        Self { shared: Arc::new(Shared { device, tuning, pack, adopted }), activations }
     }
 
     /// The device.
@@ -130,6 +135,13 @@ impl GpuBackend {
     ) -> Result<Plan, BackendError> {
         let plan = Plan::new(&self.shared, program)?;
         self.check_room(&plan, session)?;
+        let in_file = plan.in_file(&self.shared)?;
+        // Held until the weights in them are.
+        let _windows = self
+            .shared
+            .adopted
+            .open(&*self.shared.device, &in_file)
+            .map_err(|e| self.shared.error(e))?;
         plan.place(&self.shared, progress)?;
         Ok(plan)
     }
@@ -184,7 +196,7 @@ impl GpuBackend {
     /// Refuses, before anything is begun, what the device has no room for.
     fn check_room(&self, plan: &Plan, session: u64) -> Result<(), BackendError> {
         let device = &self.shared.device;
-        let needed = plan.bytes_to_place()? + session;
+        let needed = plan.bytes_to_place(&self.shared)? + session;
         let free = device.free_bytes().map_err(|e| self.shared.error(e))?;
         if needed <= free {
             return Ok(());

@@ -1,12 +1,14 @@
-//! From the file to the device: slices of a few megabytes are put into the kernels' order and uploaded, by all
-//! cores at once. The host never holds more than the slices in work.
+//! From the file to the device. A packed file's weights stay where they are, if the device can read them there.
+//! Otherwise slices of a few megabytes are put into the kernels' order, unless the file has them in it, and uploaded, by
+//! all cores at once: the host never holds more than the slices in work.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use half::f16;
-use marlin_backend::{BackendError, Weight};
+use marlin_backend::{BackendError, HostBytes, Union, Weight};
+use marlin_formats::Format;
 use marlin_formats::fragment::{BLOCK_ROWS, FragmentLayout, FragmentMatrix};
 use marlin_kernels::{Allocation, Element};
 use marlin_placement::AccessPattern;
@@ -20,14 +22,8 @@ use crate::{Buffer, GpuError};
 /// beside the model.
 const SLICE_BYTES: usize = 4 << 20;
 
-/// How several weights are one matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Union {
-    /// Rows under rows.
-    Stacked,
-    /// Gate and up, which one kernel multiplies side by side.
-    Gated,
-}
+/// The most slices that are in work at once: more cores than these only take memory from each other.
+const MAX_WORKERS: usize = 32;
 
 /// A part of one weight.
 struct Slice {
@@ -47,13 +43,7 @@ pub(super) fn layout_of(
     for weight in weights {
         layouts.push(GpuWeight::of(weight, shared)?.layout()?);
     }
-    let Some((first, others)) = layouts.split_first() else { return Ok(None) };
-    Ok(match union {
-        Union::Stacked => {
-            others.iter().try_fold(*first, |above, below| above.stacked(below)).map(|all| (all, 1))
-        }
-        Union::Gated => others.iter().all(|l| l == first).then_some((*first, layouts.len())),
-    })
+    Ok(union.of(&layouts))
 }
 
 /// The matrix that `weights` are together, brought to the device unless it is there. `layout` is [`layout_of`]'s.
@@ -72,10 +62,52 @@ pub(super) fn matrix(
     if let Some(placed) = first.placed_matrix(&ids) {
         return Ok(placed);
     }
-    let placed = Arc::new(upload(shared, &own, layout, parts)?);
+    let placed = Arc::new(match adopted(shared, &own, layout, parts) {
+        Some(adopted) => adopted,
+        None => upload(shared, &own, layout, parts)?,
+    });
     progress(own.iter().map(|w| w.source.bytes()).sum());
     first.keep_matrix(ids, placed.clone());
     Ok(placed)
+}
+
+/// The sections of the matrix that `weights` are in the file, each in one piece: codes, scales, minimums, super-blocks,
+/// those that it does not have empty. `None` if the file does not have them so.
+pub(super) fn sections(weights: &[&GpuWeight]) -> Option<[HostBytes; 4]> {
+    let mut all: Option<[HostBytes; 4]> = None;
+    for weight in weights {
+        let next = weight.source.fragments.as_ref()?.sections();
+        let Some(all) = &mut all else {
+            all = Some(next.map(HostBytes::clone));
+            continue;
+        };
+        for (section, next) in all.iter_mut().zip(next) {
+            if !next.is_empty() {
+                *section = section.joined(next)?;
+            }
+        }
+    }
+    all
+}
+
+/// The matrix in the file's own pages, if the device has adopted them.
+fn adopted(
+    shared: &Shared,
+    weights: &[&GpuWeight],
+    layout: FragmentLayout,
+    parts: usize,
+) -> Option<FragmentWeights> {
+    let [codes, scales, mins, supers] = sections(weights)?;
+    fn part<T: Element>(shared: &Shared, bytes: &HostBytes) -> Option<Option<Buffer<T>>> {
+        if bytes.is_empty() { Some(None) } else { Some(Some(shared.adopted.buffer(bytes)?)) }
+    }
+    Some(FragmentWeights::from_buffers(
+        layout,
+        parts,
+        shared.adopted.buffer(&codes)?,
+        [part(shared, &scales)?, part(shared, &mins)?],
+        part(shared, &supers)?,
+    ))
 }
 
 fn upload(
@@ -149,18 +181,29 @@ fn fill(
             && let Some(slice) = slices.get(next.fetch_add(1, Relaxed))
         {
             let (weight, layout) = (weights[slice.weight], &layouts[slice.weight]);
-            let done = pack(weight, layout, slice, &mut packed)
-                .and_then(|()| send(shared, placed, &packed, slice.at, sizes));
+            let done = match in_file(weight, sizes, &slice.row_blocks) {
+                Some(parts) => {
+                    let bytes = parts.each_ref().map(|part| &part[..]);
+                    let done = send(shared, placed, bytes, slice.at, sizes);
+                    parts.iter().for_each(HostBytes::release);
+                    done
+                }
+                None => pack(weight, layout, slice, &mut packed).and_then(|()| {
+                    let FragmentMatrix { codes, scales, mins, supers } = &packed;
+                    let bytes = [&codes[..], scales, mins, supers];
+                    shared.pack.record(bytes.iter().map(|part| part.len() as u64).sum());
+                    release(weight, &slice.row_blocks);
+                    send(shared, placed, bytes, slice.at, sizes)
+                }),
+            };
             if let Err(error) = done {
                 failed.store(true, Relaxed);
                 failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             }
-            shared.pack.record(packed.codes.len() as u64 + packed.scales.len() as u64);
-            release(weight, &slice.row_blocks);
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = cores.min(slices.len());
+    let threads = cores.min(MAX_WORKERS).min(slices.len());
     std::thread::scope(|scope| {
         for _ in 1..threads {
             scope.spawn(work);
@@ -171,6 +214,20 @@ fn fill(
         Some(error) => Err(error),
         None => Ok(()),
     }
+}
+
+/// Row blocks of a weight that the file has in the kernels' order.
+fn in_file(
+    weight: &GpuWeight,
+    sizes: [usize; 4],
+    row_blocks: &Range<usize>,
+) -> Option<[HostBytes; 4]> {
+    let sections = weight.source.fragments.as_ref()?.sections();
+    let mut parts = sections.map(HostBytes::clone);
+    for (part, size) in parts.iter_mut().zip(sizes) {
+        *part = part.slice(row_blocks.start * size..row_blocks.end * size)?;
+    }
+    Some(parts)
 }
 
 fn pack(
@@ -188,7 +245,7 @@ fn pack(
 fn send(
     shared: &Shared,
     placed: &FragmentWeights,
-    packed: &FragmentMatrix,
+    [codes, scales, mins, supers]: [&[u8]; 4],
     at: usize,
     sizes: [usize; 4],
 ) -> Result<(), BackendError> {
@@ -196,10 +253,10 @@ fn send(
         buffer.map(Buffer::allocation)
     }
     let parts = [
-        (allocation(Some(&placed.codes)), &packed.codes),
-        (allocation(placed.scales.as_ref()), &packed.scales),
-        (allocation(placed.mins.as_ref()), &packed.mins),
-        (allocation(placed.supers.as_ref()), &packed.supers),
+        (allocation(Some(&placed.codes)), codes),
+        (allocation(placed.scales.as_ref()), scales),
+        (allocation(placed.mins.as_ref()), mins),
+        (allocation(placed.supers.as_ref()), supers),
     ];
     for ((allocation, bytes), size) in parts.into_iter().zip(sizes) {
         if let Some(allocation) = allocation {
@@ -220,42 +277,98 @@ fn release(weight: &GpuWeight, row_blocks: &Range<usize>) {
     }
 }
 
+/// The parts of a vector as this backend knows them.
+pub(super) fn parts_of<'a>(
+    shared: &Arc<Shared>,
+    parts: &'a [(Option<Weight>, usize)],
+) -> Result<Vec<(Option<&'a GpuWeight>, usize)>, BackendError> {
+    let own = |(weight, len): &'a (Option<Weight>, usize)| {
+        Ok((weight.as_ref().map(|w| GpuWeight::of(w, shared)).transpose()?, *len))
+    };
+    parts.iter().map(own).collect()
+}
+
 /// A vector of several weights, one after the other, as f32; places without a weight are zero.
 pub(super) fn vector(
     shared: &Arc<Shared>,
     parts: &[(Option<Weight>, usize)],
     progress: &mut dyn FnMut(u64),
 ) -> Result<Arc<Buffer<f32>>, BackendError> {
-    let own: Vec<(Option<&GpuWeight>, usize)> = parts
-        .iter()
-        .map(|(weight, len)| {
-            Ok((weight.as_ref().map(|w| GpuWeight::of(w, shared)).transpose()?, *len))
-        })
-        .collect::<Result<_, BackendError>>()?;
-    let ids: Vec<u64> = own.iter().map(|(weight, _)| weight.map_or(u64::MAX, |w| w.id)).collect();
-    let keeper = own.iter().find_map(|(weight, _)| *weight);
-    if let Some(placed) = keeper.and_then(|w| w.placed_vector(&ids)) {
+    let own = parts_of(shared, parts)?;
+    if let Some(placed) = placed_vector(&own) {
         return Ok(placed);
     }
-    let mut values = Vec::with_capacity(parts.iter().map(|(_, len)| len).sum());
-    let mut names = Vec::new();
-    let mut bytes = 0;
-    for (weight, len) in own {
-        match weight {
-            Some(weight) => {
-                values.extend(weight.matrix()?.decode());
-                names.push(weight.source.name.as_str());
-                bytes += weight.source.bytes();
-            }
-            None => values.resize(values.len() + len, 0.0),
-        }
-    }
-    let placed = shared.device.upload_new(&names.join(" + "), &values);
-    let placed = Arc::new(placed.map_err(|e| shared.error(e))?);
-    shared.pack.record(bytes);
+    let names: Vec<&str> =
+        own.iter().filter_map(|(weight, _)| weight.map(|w| w.source.name.as_str())).collect();
+    let bytes = own.iter().filter_map(|(weight, _)| *weight).map(|w| w.source.bytes()).sum();
+    let adopted = vector_in_file(&own).and_then(|bytes| shared.adopted.buffer(&bytes));
+    let placed = Arc::new(match adopted {
+        Some(adopted) => adopted,
+        None => upload_vector(shared, &names.join(" + "), &own)?,
+    });
     progress(bytes);
-    if let Some(keeper) = keeper {
-        keeper.keep_vector(ids, placed.clone());
+    if let Some(keeper) = own.iter().find_map(|(weight, _)| *weight) {
+        keeper.keep_vector(ids_of(&own), placed.clone());
+    }
+    Ok(placed)
+}
+
+/// The numbers of a vector's weights; places without one have none.
+fn ids_of(parts: &[(Option<&GpuWeight>, usize)]) -> Vec<u64> {
+    parts.iter().map(|(weight, _)| weight.map_or(u64::MAX, |w| w.id)).collect()
+}
+
+/// The vector of these parts, if it is on the device.
+pub(super) fn placed_vector(parts: &[(Option<&GpuWeight>, usize)]) -> Option<Arc<Buffer<f32>>> {
+    parts.iter().find_map(|(weight, _)| *weight)?.placed_vector(&ids_of(parts))
+}
+
+/// The f32 values of a vector in the file, if they are there in one piece.
+pub(super) fn vector_in_file(parts: &[(Option<&GpuWeight>, usize)]) -> Option<HostBytes> {
+    let mut all: Option<HostBytes> = None;
+    for (weight, len) in parts {
+        let source = &(*weight)?.source;
+        if source.format != Format::F32 || source.data.len() != 4 * len {
+            return None;
+        }
+        all = Some(match all {
+            None => source.data.clone(),
+            Some(all) => all.joined(&source.data)?,
+        });
+    }
+    all
+}
+
+/// Uploads a vector's parts; those that the file has as f32 go past the host's memory.
+fn upload_vector(
+    shared: &Shared,
+    label: &str,
+    parts: &[(Option<&GpuWeight>, usize)],
+) -> Result<Buffer<f32>, BackendError> {
+    let device = &*shared.device;
+    let pattern = AccessPattern::DEVICE_ONLY.with_initial_data();
+    let all = parts.iter().map(|(_, len)| len).sum();
+    let placed = device.allocate::<f32>(label, all, pattern).map_err(|e| shared.error(e))?;
+    let mut at = 0;
+    for (weight, len) in parts {
+        let converted: Vec<f32>;
+        let bytes: &[u8] = match weight {
+            Some(w) if w.source.format == Format::F32 && w.source.data.len() == 4 * len => {
+                &w.source.data
+            }
+            Some(w) => {
+                converted = w.source.decode().map_err(|error| w.bad(error.to_string()))?;
+                shared.pack.record(w.source.bytes());
+                bytemuck::cast_slice(&converted)
+            }
+            None => {
+                converted = vec![0.0; *len];
+                bytemuck::cast_slice(&converted)
+            }
+        };
+        let to = placed.allocation();
+        device.upload(to, 4 * at as u64, bytes).map_err(|e| shared.error(e))?;
+        at += len;
     }
     Ok(placed)
 }

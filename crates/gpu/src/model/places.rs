@@ -47,9 +47,9 @@ impl Places {
         for op in &program.ops {
             let Op::Attention { q, k, v, .. } = op else { continue };
             let members = [q.index(), k.index(), v.index()];
-            let of_one_product = program.ops.iter().any(|op| match op {
+            let of_one_product = program.ops.iter().enumerate().any(|(index, op)| match op {
                 Op::Linear { parts, .. } => {
-                    parts.iter().map(|p| p.out.index()).eq(members) && !parts[0].accumulate
+                    parts.iter().map(|p| p.out.index()).eq(members) && program.joins_parts(index)
                 }
                 _ => false,
             });

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use marlin_backend::{
-    Activation, AttentionSpec, BackendError, CacheInfo, LinearPart, Norm, Op, Program, Tensor,
-    Weight,
+    Activation, AttentionSpec, BackendError, CacheInfo, HostBytes, LinearPart, Norm, Op, Program,
+    Tensor, Union, Weight, stacks,
 };
 use marlin_formats::fragment::FragmentLayout;
 
 use super::Shared;
-use super::place::{self, Union};
+use super::place;
 pub(super) use super::places::Place;
 use super::places::{Places, Slot};
 use super::sharing::Sharing;
@@ -103,6 +103,14 @@ struct MatrixSpec {
     placed: Mutex<Option<Arc<FragmentWeights>>>,
 }
 
+impl MatrixSpec {
+    /// Whether the matrix is on the device already.
+    fn is_placed(&self, shared: &Arc<Shared>) -> Result<bool, BackendError> {
+        let Some(first) = self.weights.first() else { return Ok(false) };
+        Ok(GpuWeight::of(first, shared)?.placed_matrix(&self.ids).is_some())
+    }
+}
+
 /// A vector to be: weights one after the other, with zeros where there is none.
 struct VectorSpec {
     parts: Vec<(Option<Weight>, usize)>,
@@ -185,22 +193,42 @@ impl Plan {
         Ok(())
     }
 
+    /// What the file has of the weights that are not there yet as kernels read it. Vectors of files that are not packed are
+    /// not in it: few bytes, for which the device would hold all of the file.
+    pub(super) fn in_file(&self, shared: &Arc<Shared>) -> Result<Vec<HostBytes>, BackendError> {
+        let mut found: Vec<HostBytes> = Vec::new();
+        for spec in &self.matrices {
+            let own: Vec<&GpuWeight> =
+                spec.weights.iter().map(|w| GpuWeight::of(w, shared)).collect::<Result<_, _>>()?;
+            if !spec.is_placed(shared)?
+                && let Some(sections) = place::sections(&own)
+            {
+                found.extend(sections.into_iter().filter(|section| !section.is_empty()));
+            }
+        }
+        for spec in &self.vectors {
+            let own = place::parts_of(shared, &spec.parts)?;
+            let packed = |bytes: &HostBytes| found.iter().any(|m| m.has_owner_of(bytes));
+            found.extend(place::vector_in_file(&own).filter(packed));
+        }
+        Ok(found)
+    }
+
     /// Bytes of device memory of the weights that are not there yet.
-    pub(super) fn bytes_to_place(&self) -> Result<u64, BackendError> {
+    pub(super) fn bytes_to_place(&self, shared: &Arc<Shared>) -> Result<u64, BackendError> {
         let mut bytes = 0;
         for spec in &self.matrices {
-            let there = spec
-                .weights
-                .first()
-                .and_then(|w| w.as_any().downcast_ref::<GpuWeight>())
-                .and_then(|first| first.placed_matrix(&spec.ids));
-            if there.is_none() {
+            if !spec.is_placed(shared)? {
                 let (layout, parts) = &spec.layout;
                 bytes += (layout.bytes() * parts) as u64;
             }
         }
-        let vectors: usize = self.vectors.iter().flat_map(|v| &v.parts).map(|(_, len)| len).sum();
-        Ok(bytes + 4 * vectors as u64)
+        for spec in &self.vectors {
+            if place::placed_vector(&place::parts_of(shared, &spec.parts)?).is_none() {
+                bytes += 4 * spec.parts.iter().map(|(_, len)| *len as u64).sum::<u64>();
+            }
+        }
+        Ok(bytes)
     }
 
     /// Matrix `index`, which is on the device.
@@ -324,22 +352,14 @@ impl Builder<'_> {
     ) -> Result<(), BackendError> {
         let pending = self.pending(index);
         let is_head = parts.iter().any(|p| p.out == self.program.logits);
+        let layouts: Vec<FragmentLayout> = parts
+            .iter()
+            .map(|part| GpuWeight::of(&part.weight, self.shared)?.layout())
+            .collect::<Result<_, BackendError>>()?;
         let mut rest = parts;
-        while !rest.is_empty() {
-            let beside = |a: &LinearPart, b: &LinearPart| {
-                let (a, b) = (self.at(a.out), self.at(b.out));
-                a.slot == b.slot && a.stride == b.stride && a.first + a.width == b.first
-            };
-            let neighbours = 1 + rest.windows(2).take_while(|w| beside(&w[0], &w[1])).count();
-            let mut taken = None;
-            for count in (1..=neighbours).rev() {
-                let weights: Vec<Weight> = rest[..count].iter().map(|p| p.weight.clone()).collect();
-                if let Some(matrix) = self.matrix(&weights, Union::Stacked)? {
-                    taken = Some((count, matrix));
-                    break;
-                }
-            }
-            let Some((count, matrix)) = taken else {
+        for count in stacks(&layouts, self.program.joins_parts(index)) {
+            let weights: Vec<Weight> = rest[..count].iter().map(|p| p.weight.clone()).collect();
+            let Some(matrix) = self.matrix(&weights, Union::Stacked)? else {
                 return Err(self.shared.unsupported("a product with no matrix".to_owned()));
             };
             let (now, later) = rest.split_at(count);

@@ -37,7 +37,11 @@ impl GpuWeight {
             matrices: Mutex::default(),
             vectors: Mutex::default(),
         };
-        weight.matrix()?;
+        match weight.source.packed_matrix() {
+            Ok(Some(_)) => {}
+            Ok(None) => drop(weight.matrix()?),
+            Err(error) => return Err(weight.bad(error.to_string())),
+        }
         Ok(weight)
     }
 

@@ -87,6 +87,7 @@ impl Weights {
                 scales: HostBytes::from(matrix.scales.clone()),
                 zeros: HostBytes::from(matrix.zeros.clone()),
                 tensor_scale: matrix.tensor_scale,
+                fragments: None,
             };
             Ok(backend.place(&source)?)
         };

@@ -194,6 +194,7 @@ fn an_upload_that_fails_is_told_by_the_submission_after_it() -> Result<(), GpuEr
     let submission = device.submit(&recording)?;
     let error = submission.wait().unwrap_err().to_string();
     assert!(error.contains("staged copy") && error.contains("Device Removed"), "{error}");
+    assert!(error.starts_with("the device Apple M1 was lost"), "{error}");
     // It is told once.
     device.submit(&recording)?.wait()?;
     Ok(())
@@ -207,5 +208,23 @@ fn a_submission_is_done_when_it_and_all_before_it_are() -> Result<(), GpuError> 
     assert!(!first.is_done() && !second.is_done());
     assert!(second.wait()?.gpu_time.is_some());
     assert!(first.is_done());
+    Ok(())
+}
+
+/// `MTLCommandBufferErrorDeviceRemoved`.
+#[test]
+fn a_device_that_was_removed_is_lost() -> Result<(), GpuError> {
+    let (device, double) = device(Options::default());
+    let recording = device.record(dispatching(&*device)?)?;
+    device.submit(&recording)?.wait()?;
+    double.fail_next(Failure {
+        code: 11,
+        message: "the device was removed".to_owned(),
+        encoders: Vec::new(),
+    });
+    let error = device.submit(&recording)?.wait().unwrap_err();
+    let GpuError::Lost { device, reason } = &error else { panic!("{error}") };
+    assert_eq!(device, "Apple M1");
+    assert!(reason.contains("recording \"step\" stopped") && reason.contains("code 11"), "{error}");
     Ok(())
 }

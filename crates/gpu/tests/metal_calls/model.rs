@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use marlin_backend::{
-    Activation, AttentionSpec, Backend, BackendError, Batch, ExecutorOptions, HostBytes, KvFormat,
-    Norm, ProgramBuilder, Rope, RopeStyle, SamplingSettings, StepToken, Weight, WeightSource,
+    Activation, AttentionSpec, Backend, BackendError, Batch, Executor, ExecutorOptions, HostBytes,
+    KvFormat, Norm, ProgramBuilder, Rope, RopeStyle, SamplingSettings, StepToken, Weight,
+    WeightSource,
 };
 use marlin_formats::{Format, encode};
+use marlin_gpu::metal::api::Failure;
 use marlin_gpu::metal::double::{Call, Options};
 use marlin_gpu::model::{Activations, GpuBackend};
 use marlin_placement::{Direction, Phase};
@@ -30,6 +32,7 @@ fn place(backend: &dyn Backend, name: &str, rows: usize, cols: usize) -> Weight 
         scales: HostBytes::from(matrix.scales),
         zeros: HostBytes::from(matrix.zeros),
         tensor_scale: matrix.tensor_scale,
+        fragments: None,
     };
     backend.place(&source).expect("a place")
 }
@@ -128,5 +131,47 @@ fn a_decode_step_of_a_model_is_one_command_buffer_with_one_encoder() -> Result<(
         assert_eq!(report.read_back_bytes(Phase::Decode), 4 * 4);
         assert_eq!(report.copied_bytes(Phase::Decode, Direction::DeviceToDevice), 0);
     }
+    Ok(())
+}
+
+#[test]
+fn a_model_on_a_device_that_is_removed_says_so_and_frees_what_it_held() -> Result<(), BackendError>
+{
+    let (device, double) = device(Options::default());
+    let backend = GpuBackend::new(Arc::from(device), Activations::F16);
+    let program = program(&backend)?;
+    backend.load(&program, &mut |_| {})?;
+    let live = || -> u64 {
+        let report = backend.ledger().report();
+        report.buffers.iter().filter(|b| b.live).map(|b| b.bytes).sum()
+    };
+    let weights = live();
+    let options = ExecutorOptions {
+        max_tokens: 8,
+        max_outputs: 1,
+        max_sequences: 1,
+        context: 64,
+        kv: KvFormat::F16,
+    };
+    let mut executor = backend.compile(program, &options)?;
+    executor.begin_sequence(0, &SamplingSettings::GREEDY, &[])?;
+    let step = |executor: &mut Box<dyn Executor>, position: u32| {
+        let token = StepToken { id: 3, sequence: 0, position, output: true };
+        executor.step(&Batch { tokens: &[token], logits: false })
+    };
+    step(&mut executor, 0)?;
+    double.fail_next(Failure {
+        code: 11,
+        message: "the device was removed".to_owned(),
+        encoders: Vec::new(),
+    });
+    let error = step(&mut executor, 1).unwrap_err();
+    let BackendError::DeviceLost { device, reason } = &error else { panic!("{error}") };
+    assert_eq!(device, "Apple M1");
+    assert!(reason.contains("the device was removed"), "{reason}");
+    assert!(live() > weights);
+    drop(executor);
+    assert_eq!(live(), weights);
+    assert!(!double.take_calls().iter().any(|call| matches!(call, Call::UsedAfterFree { .. })));
     Ok(())
 }

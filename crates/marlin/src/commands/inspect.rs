@@ -62,6 +62,8 @@ struct Summary {
     vocab: usize,
     tied_embeddings: bool,
     sliding_window: Option<usize>,
+    /// Whether its matrices are in the order that GPU kernels read.
+    packed: bool,
     /// Whether the model brings a chat template; otherwise ChatML is used.
     chat_template: bool,
     formats: Vec<FormatShare>,
@@ -123,6 +125,7 @@ impl Summary {
             vocab: config.vocab,
             tied_embeddings: config.tied_embeddings,
             sliding_window: config.window.as_ref().map(|window| window.size),
+            packed: source.is_packed(),
             chat_template: !source.chat_template()?.is_fallback(),
             formats: FormatShare::of(&tensors),
             tensors,
@@ -157,6 +160,9 @@ impl Summary {
             "chat template",
             if self.chat_template { "its own" } else { "none; ChatML is used" }.to_owned(),
         );
+        if self.packed {
+            line("packed", "as GPU kernels read it".to_owned());
+        }
         text += "\nformat       tensors      bytes  bits/weight\n";
         for share in &self.formats {
             text += &format!(
@@ -198,7 +204,7 @@ impl Summary {
 fn bytes_per_token(config: &Config, source: &ModelSource) -> u64 {
     let tensors = source.tensors();
     let embedding = tensors.find("token_embd.weight");
-    let embedding_bytes = embedding.map_or(0, |tensor| tensor.data.len() as u64);
+    let embedding_bytes = embedding.map_or(0, StoredTensor::bytes);
     let row = embedding.map_or(0, |tensor| embedding_bytes / tensor.rows().max(1) as u64);
     let output = if config.tied_embeddings { embedding_bytes } else { 0 };
     source.bytes() - embedding_bytes + output + row
@@ -210,7 +216,7 @@ impl TensorLine {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),
             format: tensor.format.to_string(),
-            bytes: tensor.data.len() as u64,
+            bytes: tensor.bytes(),
         }
     }
 

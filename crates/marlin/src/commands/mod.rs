@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod devices;
 pub(crate) mod inspect;
+pub(crate) mod pack;
 pub(crate) mod perplexity;
 pub(crate) mod pull;
 pub(crate) mod run;

@@ -31,6 +31,8 @@ pub(super) struct TensorInfo {
 pub(super) struct Header {
     pub(super) version: u32,
     pub(super) values: HashMap<String, Value>,
+    /// Every key and where it stands with its value, in the file's order.
+    pub(super) pairs: Vec<(String, Range<usize>)>,
     pub(super) tensors: Vec<TensorInfo>,
     pub(super) alignment: u64,
     /// Byte of the file at which tensor data begin.
@@ -74,12 +76,15 @@ impl<'a> Parser<'a> {
         let pairs = self.count(8 + 4 + 1, &At::Header, "metadata keys")?;
 
         let mut values = HashMap::new();
+        let mut ranges = Vec::new();
         for index in 0..pairs {
+            let start = self.position;
             let at = At::Key(format!("number {index}"));
             let key = self.string(&at, "its name")?;
             let at = At::key(&key);
             let value_type = self.value_type(&at)?;
             let value = self.value(value_type, &at)?;
+            ranges.push((key.clone(), start..self.position));
             if values.insert(key, value).is_some() {
                 return Err(self.invalid(at, "it twice", "every key once"));
             }
@@ -106,7 +111,7 @@ impl<'a> Parser<'a> {
                     format!("tensor data after byte {}, aligned to {alignment}", self.position);
                 self.invalid(At::Header, found, expected)
             })?;
-        Ok(Header { version, values, tensors: infos, alignment, data_start })
+        Ok(Header { version, values, pairs: ranges, tensors: infos, alignment, data_start })
     }
 
     fn tensor(&mut self, index: usize) -> Result<TensorInfo, ModelError> {

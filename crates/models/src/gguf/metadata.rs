@@ -112,11 +112,29 @@ pub struct Metadata {
     path: PathBuf,
     map: Arc<MappedFile>,
     values: HashMap<String, Value>,
+    pairs: Vec<(String, Range<usize>)>,
 }
 
 impl Metadata {
-    pub(super) fn new(path: PathBuf, map: Arc<MappedFile>, values: HashMap<String, Value>) -> Self {
-        Self { path, map, values }
+    pub(super) fn new(
+        path: PathBuf,
+        map: Arc<MappedFile>,
+        values: HashMap<String, Value>,
+        pairs: Vec<(String, Range<usize>)>,
+    ) -> Self {
+        Self { path, map, values, pairs }
+    }
+
+    /// Every key and the bytes of it and its value, in the file's order.
+    pub(super) fn raw_pairs(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.pairs.iter().map(|(key, range)| (key.as_str(), &self.map[range.clone()]))
+    }
+
+    /// Keys that begin with `prefix` and hold strings in UTF-8, in the file's order.
+    pub(super) fn strings_under(&self, prefix: &str) -> impl Iterator<Item = (&str, &str)> {
+        let keys = self.pairs.iter().map(|(key, _)| key.as_str());
+        keys.filter(move |key| key.starts_with(prefix))
+            .filter_map(|key| Some((key, self.string(key).ok()??)))
     }
 
     /// The file that the metadata are from.

@@ -2,6 +2,7 @@
 
 mod header;
 mod metadata;
+mod write;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,9 +12,14 @@ use marlin_formats::Format;
 
 use crate::error::{At, ModelError};
 use crate::mapped::{MappedFile, map_file};
+use crate::packed::{PackedTensors, VERSION_KEY};
 use crate::tensor::{StoredTensor, TensorTable, check_overlap};
-use header::{Header, misplaced};
+use header::{Header, TensorInfo, misplaced};
 pub use metadata::{Metadata, Numbers, Strings, Value, ValueType};
+pub(crate) use write::packed_layout;
+
+/// ggml's number for tensors of bytes, which only packed files have.
+const I8_TENSOR: u32 = 24;
 
 /// An open GGUF file, all of its parts mapped.
 #[derive(Debug)]
@@ -117,7 +123,8 @@ impl Part {
     fn parse(path: &Path, map: Arc<MappedFile>) -> Result<Self, ModelError> {
         let mut header = Header::parse(path, &map)?;
         let values = std::mem::take(&mut header.values);
-        let metadata = Metadata::new(path.to_owned(), map.clone(), values);
+        let pairs = std::mem::take(&mut header.pairs);
+        let metadata = Metadata::new(path.to_owned(), map.clone(), values, pairs);
         Ok(Self { path: path.into(), map, header, metadata })
     }
 
@@ -128,62 +135,94 @@ impl Part {
     /// Checks where every tensor of this part lies, and adds them to `table`.
     fn place_tensors(&self, table: &mut TensorTable) -> Result<(), ModelError> {
         let bytes = HostBytes::new(self.map.clone());
+        let version = self.metadata.integer::<u64>(VERSION_KEY)?;
+        let keys = self.metadata.strings_under("marlin.");
+        let mut packed = PackedTensors::of(&self.path, version, keys)?;
         let mut ranges = Vec::with_capacity(self.header.tensors.len());
+        let mut plain = Vec::with_capacity(self.header.tensors.len());
         for info in &self.header.tensors {
-            let at = || At::tensor(&info.name);
-            let format = Format::from_ggml_id(info.type_id).ok_or_else(|| {
-                let found = format!("tensor type {}", ggml_type_name(info.type_id));
-                let expected =
-                    "f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k to q6_k or mxfp4";
-                ModelError::unsupported(&self.path, at(), found, expected)
-            })?;
-            let mut shape = Vec::with_capacity(info.dimensions.len());
-            for &size in info.dimensions.iter().rev() {
-                shape.push(usize::try_from(size).map_err(|_| {
-                    let found = format!("a dimension of {size}");
-                    ModelError::invalid(
-                        &self.path,
-                        at(),
-                        found,
-                        "one that this machine can address",
-                    )
-                })?);
+            if let Some(packed) = packed.as_mut().filter(|_| info.type_id == I8_TENSOR) {
+                let all = info.dimensions.iter().try_fold(1_u64, |n, &d| n.checked_mul(d));
+                let size = all.unwrap_or(u64::MAX);
+                let data = self.data_of(info, size, "bytes", &bytes, &mut ranges)?;
+                packed.insert(&self.path, &info.name, data)?;
+                continue;
             }
-            let cols = shape.last().copied().unwrap_or(1);
-            let rows = shape[..shape.len() - 1].iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-            let size = rows
-                .ok_or_else(|| "more rows than this machine can address".to_owned())
-                .and_then(|rows| format.sizes(rows, cols).map_err(|e| e.to_string()))
-                .map_err(|found| {
-                    let expected = format!("a shape that {format} allows, found {shape:?}");
-                    ModelError::invalid(&self.path, at(), found, expected)
-                })?
-                .data as u64;
-            if !info.offset.is_multiple_of(self.header.alignment) {
-                let found = format!("data at offset {}", info.offset);
-                let expected = format!("a multiple of {}", self.header.alignment);
-                return Err(misplaced(&self.path, &info.name, found, expected));
-            }
-            let start = self.header.data_start.checked_add(info.offset);
-            let end = start.and_then(|start| start.checked_add(size));
-            let (Some(start), Some(end)) = (start, end.filter(|&e| e <= bytes.len() as u64)) else {
-                let found = format!(
-                    "{size} bytes of {format} {shape:?} at offset {} of the data",
-                    info.offset
-                );
-                let data = (bytes.len() as u64).saturating_sub(self.header.data_start);
-                let expected =
-                    format!("them within the data's {data} bytes (is the file truncated?)");
-                return Err(misplaced(&self.path, &info.name, found, expected));
-            };
-            ranges.push((info.name.as_str(), start, end));
-            let Some(data) = bytes.slice(start as usize..end as usize) else {
-                unreachable!("the range was checked against the map's length");
-            };
-            let (name, file) = (info.name.clone(), self.path.clone());
-            table.insert(StoredTensor { name, shape, format, data, file })?;
+            let (format, shape, size) = self.shape_of(info)?;
+            let what = format!("{format} {shape:?}");
+            let data = self.data_of(info, size, &what, &bytes, &mut ranges)?;
+            plain.push(StoredTensor {
+                name: info.name.clone(),
+                name_in_file: info.name.clone(),
+                shape,
+                format,
+                data,
+                fragments: None,
+                file: self.path.clone(),
+            });
+        }
+        let packed = packed.map(|packed| packed.assemble(&self.path)).transpose()?;
+        for tensor in packed.into_iter().flatten().chain(plain) {
+            table.insert(tensor)?;
         }
         check_overlap(&self.path, &mut ranges)
+    }
+
+    /// A tensor's format, its shape with the contiguous dimension last, and its bytes.
+    fn shape_of(&self, info: &TensorInfo) -> Result<(Format, Vec<usize>, u64), ModelError> {
+        let at = || At::tensor(&info.name);
+        let format = Format::from_ggml_id(info.type_id).ok_or_else(|| {
+            let found = format!("tensor type {}", ggml_type_name(info.type_id));
+            let expected = "f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k to q6_k or mxfp4";
+            ModelError::unsupported(&self.path, at(), found, expected)
+        })?;
+        let mut shape = Vec::with_capacity(info.dimensions.len());
+        for &size in info.dimensions.iter().rev() {
+            shape.push(usize::try_from(size).map_err(|_| {
+                let found = format!("a dimension of {size}");
+                ModelError::invalid(&self.path, at(), found, "one that this machine can address")
+            })?);
+        }
+        let cols = shape.last().copied().unwrap_or(1);
+        let rows = shape[..shape.len() - 1].iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let size = rows
+            .ok_or_else(|| "more rows than this machine can address".to_owned())
+            .and_then(|rows| format.sizes(rows, cols).map_err(|e| e.to_string()))
+            .map_err(|found| {
+                let expected = format!("a shape that {format} allows, found {shape:?}");
+                ModelError::invalid(&self.path, at(), found, expected)
+            })?
+            .data as u64;
+        Ok((format, shape, size))
+    }
+
+    /// The `size` bytes of a tensor, if they are in the file; `what` they are is for errors.
+    fn data_of<'a>(
+        &self,
+        info: &'a TensorInfo,
+        size: u64,
+        what: &str,
+        bytes: &HostBytes,
+        ranges: &mut Vec<(&'a str, u64, u64)>,
+    ) -> Result<HostBytes, ModelError> {
+        if !info.offset.is_multiple_of(self.header.alignment) {
+            let found = format!("data at offset {}", info.offset);
+            let expected = format!("a multiple of {}", self.header.alignment);
+            return Err(misplaced(&self.path, &info.name, found, expected));
+        }
+        let start = self.header.data_start.checked_add(info.offset);
+        let end = start.and_then(|start| start.checked_add(size));
+        let (Some(start), Some(end)) = (start, end.filter(|&e| e <= bytes.len() as u64)) else {
+            let found = format!("{size} bytes of {what} at offset {} of the data", info.offset);
+            let data = (bytes.len() as u64).saturating_sub(self.header.data_start);
+            let expected = format!("them within the data's {data} bytes (is the file truncated?)");
+            return Err(misplaced(&self.path, &info.name, found, expected));
+        };
+        ranges.push((info.name.as_str(), start, end));
+        let Some(data) = bytes.slice(start as usize..end as usize) else {
+            unreachable!("the range was checked against the map's length");
+        };
+        Ok(data)
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod json;
 mod safetensors;
+mod write;
 
 use std::path::{Path, PathBuf};
 
@@ -11,9 +12,14 @@ use crate::mapped::{map_file, read_text};
 use crate::tensor::TensorTable;
 use crate::tokenizer::{HuggingFaceTokens, Tokenizer, from_json};
 use json::{Fields, JsonFile};
+pub(crate) use write::{is_packed_folder, packed_layout};
 
 /// Longest `tokenizer.json`: some 8 times the longest that is in use.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+/// The file of weights, where it is one.
+pub(crate) const WEIGHTS: &str = "model.safetensors";
+/// The file that says which weights are in which file, where they are several.
+const INDEX: &str = "model.safetensors.index.json";
 /// Longest index of shards.
 const MAX_SHARDS: usize = 10_000;
 
@@ -54,11 +60,11 @@ impl HuggingFaceFolder {
     pub(crate) fn tensors(&self, architecture: &Architecture) -> Result<TensorTable, ModelError> {
         let mut table = TensorTable::new(&self.path);
         let rename = |name: &str| architecture.canonical_name(name);
-        let single = self.path.join("model.safetensors");
-        let index_path = self.path.join("model.safetensors.index.json");
+        let single = self.path.join(WEIGHTS);
+        let index_path = self.path.join(INDEX);
         let Some(index) = JsonFile::read(&index_path)? else {
             if !single.exists() {
-                let at = At::field("model.safetensors");
+                let at = At::field(WEIGHTS);
                 let expected =
                     "the weights, or model.safetensors.index.json and the files it names";
                 return Err(ModelError::missing(&self.path, at, expected));

@@ -182,6 +182,45 @@ impl Gguf {
             .tensor("blk.0.ffn_down.weight", &[16, 8]);
         file
     }
+
+    /// A llama of one layer, 256 values wide, whose matrices are of `format`.
+    pub(crate) fn quantised(format: marlin_formats::Format) -> Self {
+        let mut file = Gguf::llama();
+        file.set("llama.embedding_length", Meta::U32(256))
+            .set("llama.feed_forward_length", Meta::U32(256))
+            .set("llama.rope.dimension_count", Meta::U32(128));
+        file.tensors.clear();
+        let mut seed = 0_u32;
+        let mut numbers = |count: u64| -> Vec<f32> {
+            let mut next = || {
+                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
+            };
+            (0..count).map(|_| next()).collect()
+        };
+        for (name, rows) in [
+            ("token_embd", 12),
+            ("blk.0.attn_q", 256),
+            ("blk.0.attn_k", 128),
+            ("blk.0.attn_v", 128),
+            ("blk.0.attn_output", 256),
+            ("blk.0.ffn_gate", 256),
+            ("blk.0.ffn_up", 256),
+            ("blk.0.ffn_down", 256),
+        ] {
+            let values = numbers(rows * 256);
+            let matrix = marlin_formats::encode(format, rows as usize, 256, &values).unwrap();
+            file.tensor(&format!("{name}.weight"), &[256, rows]);
+            let tensor = file.tensors.last_mut().unwrap();
+            (tensor.type_id, tensor.data) = (format.ggml_id().unwrap(), matrix.data);
+        }
+        for name in ["output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"] {
+            file.tensor(&format!("{name}.weight"), &[256]);
+            let values = numbers(256).into_iter().flat_map(|x| (1.0 + 0.1 * x).to_le_bytes());
+            file.tensors.last_mut().unwrap().data = values.collect();
+        }
+        file
+    }
 }
 
 /// A placed weight that is only a shape, for recording forward passes without a device.

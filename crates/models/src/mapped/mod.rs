@@ -1,46 +1,50 @@
 //! Files mapped into memory.
 
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(not(target_os = "linux"))]
+mod portable;
+
 use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::Arc;
 
 use marlin_backend::HostOwner;
-use memmap2::Mmap;
 
 use crate::error::{At, ModelError};
+#[cfg(target_os = "linux")]
+use linux::Mapping;
+#[cfg(not(target_os = "linux"))]
+use portable::Mapping;
+
+/// What a mapping's address is a multiple of on Linux, so that even a device with Apple's pages, an emulated one, can
+/// adopt it.
+#[cfg(target_os = "linux")]
+const ALIGNMENT: usize = 16384;
 
 /// A whole file, mapped for reading.
 #[derive(Debug)]
-pub(crate) struct MappedFile(Mmap);
+pub(crate) struct MappedFile(Mapping);
 
 impl Deref for MappedFile {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        self.0.bytes()
     }
 }
 
 impl HostOwner for MappedFile {
     fn bytes(&self) -> &[u8] {
-        &self.0
+        self.0.bytes()
     }
 
-    #[cfg(unix)]
     fn release(&self, range: Range<usize>) {
-        let inside = range.start <= range.end && range.end <= self.0.len();
-        if !inside || range.is_empty() {
-            return;
+        let inside = range.start <= range.end && range.end <= self.0.bytes().len();
+        if inside && !range.is_empty() {
+            self.0.release(&range);
         }
-        // SAFETY: the range is inside the mapping, which is of a file and never written to: pages that are dropped
-        // come back with the same contents when they are next read, by whomever.
-        let advised = unsafe {
-            let advice = memmap2::UncheckedAdvice::DontNeed;
-            self.0.unchecked_advise_range(advice, range.start, range.len())
-        };
-        // A system that does not take the advice keeps the pages, which is as well.
-        advised.ok();
     }
 }
 
@@ -55,10 +59,14 @@ pub(crate) fn map_file(path: &Path) -> Result<Arc<MappedFile>, ModelError> {
         // Mapping nothing is an error of the system's that would not say what is wrong.
         return Err(ModelError::invalid(path, At::File, "an empty file", "a model file"));
     }
+    let len = usize::try_from(metadata.len()).map_err(|_| {
+        let found = format!("{} bytes", metadata.len());
+        ModelError::invalid(path, At::File, found, "no more than this machine can address")
+    })?;
     // SAFETY: the mapping is read-only. It is undefined behaviour for another process to change or
     // truncate the file while it is mapped; as in every program that maps model files, that is left to the user:
     // weights cannot be read without a copy otherwise.
-    let map = unsafe { Mmap::map(&file) }.map_err(|e| ModelError::io(path, "map", e))?;
+    let map = unsafe { Mapping::new(&file, len) }.map_err(|e| ModelError::io(path, "map", e))?;
     Ok(Arc::new(MappedFile(map)))
 }
 
@@ -90,6 +98,21 @@ mod tests {
         map.release(5000..90_000);
         map.release(90_000..100_001);
         assert_eq!(map.bytes(), bytes);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn mappings_begin_where_large_pages_do() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for len in [1, 4096, 16_384, 100_001] {
+            let bytes: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            std::fs::write(file.path(), &bytes).unwrap();
+            let maps = [(); 3].map(|()| map_file(file.path()).unwrap());
+            for map in maps {
+                assert_eq!(map.as_ptr() as usize % ALIGNMENT, 0);
+                assert_eq!(map.bytes(), bytes);
+            }
+        }
     }
 
     #[test]
