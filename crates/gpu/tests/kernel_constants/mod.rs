@@ -29,6 +29,21 @@ const INTERESTING: &[(&str, &[Set])] = &[
         ],
     ),
     (
+        "attention_append",
+        &[
+            &[("SLICES", 4), ("TAKEN", 8), ("LANE_ROWS", 2), ("WHOLE", 1), ("BLOCKS_PER_PAGE", 0)],
+            &[
+                ("SLICES", 4),
+                ("TAKEN", 8),
+                ("LANE_ROWS", 2),
+                ("ROW_HEADS", 4),
+                ("SPLIT", 1),
+                ("WHOLE", 1),
+                ("BLOCKS_PER_PAGE", 0),
+            ],
+        ],
+    ),
+    (
         "attention_short",
         &[
             &[("SLICES", 4), ("TAKEN", 8), ("LANE_ROWS", 2), ("WHOLE", 1), ("BLOCKS_PER_PAGE", 0)],
