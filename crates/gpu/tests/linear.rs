@@ -260,7 +260,7 @@ fn every_shape_of_gemm_gives_the_same_product() {
         GemmShape { wide: true, stages: 4, prescaled: true, ..shape(2, 2, 1, 1, 2, true) },
         GemmShape { splits: 3, ..shape(1, 1, 1, 1, 2, false) },
         GemmShape { wide: true, ring: 2, ..shape(1, 1, 1, 2, 1, false) },
-        GemmShape { wide: true, ring: 8, ..shape(1, 2, 2, 1, 1, false) },
+        GemmShape { wide: true, ring: 8, ..shape(1, 2, 1, 1, 1, false) },
         GemmShape { wide: true, ring: 4, splits: 2, ..shape(1, 1, 1, 1, 1, false) },
         GemmShape { splits: 2, stages: 4, ..shape(2, 1, 1, 1, 1, true) },
     ];

@@ -91,6 +91,11 @@ static inline void load_tokens(X x, TokenPlace place, THREAD(TokenFragment) out)
     }
 }
 
+template <typename X>
+static inline void load_tokens_now(X x, TokenPlace place, THREAD(TokenFragment) out) {
+    load_tokens(x, place, out);
+}
+
 // The same where only `columns` columns are left.
 template <typename X>
 static inline void load_tokens_before(
@@ -205,6 +210,14 @@ FRAGMENT_MULTIPLY(half, "f16")
 FRAGMENT_MULTIPLY(bf16, "bf16")
 #undef FRAGMENT_MULTIPLY
 
+// load_tokens from device memory, in its place among the products.
+template <typename X>
+static inline void load_tokens_now(X x, TokenPlace place, THREAD(TokenFragment) out) {
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(out->pair[0]), "=r"(out->pair[1])
+                 : "l"(__cvta_generic_to_global(x + place.first)));
+}
+
 static inline void multiply_accumulate(
     THREAD(SumFragment) sums, THREAD(const WeightFragment) weights,
     THREAD(const TokenFragment) tokens) {
@@ -212,6 +225,11 @@ static inline void multiply_accumulate(
 }
 
 #else
+
+template <typename X>
+static inline void load_tokens_now(X x, TokenPlace place, THREAD(TokenFragment) out) {
+    load_tokens(x, place, out);
+}
 
 // Every lane shows its operands to the others, a word at a time, and adds up its own four sums.
 static inline void multiply_accumulate(

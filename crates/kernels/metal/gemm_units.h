@@ -121,12 +121,24 @@ struct Sums {
     SumFragment tile[2][8];
 };
 
+// A product waits for the one before it where it adds to the same sums. Where few weights are in registers there are some for several
+// sums, which take the places of tiles that are not there, and that many products are under way at once. Where there are not, fewer
+// threads would fit, which costs more.
+static inline bool has_registers() {
+    return TILES == 1u && !STAGED && !PRESCALED && (RING != 0u || (ROW_BLOCKS == 1u && DEPTH == 1u));
+}
+
+static inline uint chains() {
+    uint steps = GROUP == 16u ? 1u : GROUP == 32u ? 2u : 4u;
+    return !has_registers() ? 1u : min(ROW_BLOCKS == 1u ? 4u : 2u, steps);
+}
+
 static inline void clear_all(THREAD(Sums) sums) {
     UNROLL
     for (uint r = 0u; r < 2u; ++r) {
         UNROLL
         for (uint n = 0u; n < 8u; ++n) {
-            if (r < ROW_BLOCKS && n < TILES) {
+            if (r < ROW_BLOCKS && n < TILES * chains()) {
                 clear_sums(&sums->tile[r][n]);
             }
         }
@@ -154,7 +166,14 @@ static inline void apply_scales(
                 for (uint e = 0u; e < 4u; ++e) {
                     if (n < TILES) {
                         float total = totals->element[r][n][e];
-                        total = fma(e < 2u ? scale.x : scale.y, sum_element(&products->tile[r][n], e), total);
+                        float product = sum_element(&products->tile[r][n], e);
+                        UNROLL
+                        for (uint c = 1u; c < 4u; ++c) {
+                            if (c < chains()) {
+                                product = product + sum_element(&products->tile[r][c], e);
+                            }
+                        }
+                        total = fma(e < 2u ? scale.x : scale.y, product, total);
                         if (MIN != MIN_NONE) {
                             total = fma(e < 2u ? min.x : min.y, sum_element(&x_sums[n], e), total);
                         }
@@ -177,6 +196,21 @@ static inline void multiply_unit(
     UNROLL
     for (uint i = 0u; i < 4u; ++i) {
         ones.pair[i] = operand_one(T());
+    }
+    // So is x, all at once: threads would wait for one part after the other.
+    TokenFragment early[8];
+    if (has_registers()) {
+        UNROLL
+        for (uint step = 0u; step < 8u; ++step) {
+            if (step < 4u * unit_blocks()) {
+                if (CHECKED) {
+                    uint left = columns > step * 16u ? columns - step * 16u : 0u;
+                    load_tokens_before(x + step * 16u, place, left, &early[step]);
+                } else {
+                    load_tokens_now(x + step * 16u, place, &early[step]);
+                }
+            }
+        }
     }
     UNROLL
     for (uint step = 0u; step < 8u; ++step) {
@@ -216,7 +250,9 @@ static inline void multiply_unit(
                 if (n < TILES) {
                     TokenFragment tokens;
                     X here = x + n * 8u * stride + step * 16u;
-                    if (CHECKED) {
+                    if (has_registers()) {
+                        tokens = early[step];
+                    } else if (CHECKED) {
                         uint left = columns > step * 16u ? columns - step * 16u : 0u;
                         load_tokens_before(here, place, left, &tokens);
                     } else {
@@ -225,7 +261,8 @@ static inline void multiply_unit(
                     UNROLL
                     for (uint r = 0u; r < 2u; ++r) {
                         if (r < ROW_BLOCKS) {
-                            multiply_accumulate(&products->tile[r][n], &weights[r], &tokens);
+                            uint chain = (n + step % chains()) % 8u;
+                            multiply_accumulate(&products->tile[r][chain], &weights[r], &tokens);
                         }
                     }
                     if (MIN != MIN_NONE) {

@@ -25,7 +25,8 @@ static inline uint load_early(DEVICE(const half) p, uint i) {
     asm volatile("ld.global.u16 %0, [%1];" : "=h"(out) : "l"(__cvta_generic_to_global(p + i)));
     return uint(out);
 #else
-    return uint(as_ushort(p[i]));
+    half v = p[i];
+    return uint(as_ushort(v));
 #endif
 }
 static inline uint load_early(DEVICE(const bf16) p, uint i) {
@@ -34,7 +35,7 @@ static inline uint load_early(DEVICE(const bf16) p, uint i) {
     asm volatile("ld.global.u16 %0, [%1];" : "=h"(out) : "l"(__cvta_generic_to_global(p + i)));
     return uint(out);
 #else
-    return uint(p[i].bits);
+    return as_uint(load_float(p, i)) >> 16u;
 #endif
 }
 static inline float early_float(uint bits, float) { return as_float(bits); }

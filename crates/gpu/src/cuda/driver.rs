@@ -166,8 +166,6 @@ pub(super) const HOST_REGISTER_READ_ONLY: c_uint = 8;
 pub(super) const FUNCTION_SHARED_BYTES: c_int = 1;
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
 pub(super) const FUNCTION_MAX_DYNAMIC_SHARED_BYTES: c_int = 8;
-/// `CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT`: per cent.
-pub(super) const FUNCTION_PREFERRED_SHARED_CARVEOUT: c_int = 9;
 
 macro_rules! functions {
     ($($field:ident = $symbol:literal: fn($($ty:ty),*);)*) => {

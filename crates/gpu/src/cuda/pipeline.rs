@@ -9,10 +9,7 @@ use marlin_kernels::{PipelineKey, Target, source};
 
 use super::context::Context;
 use super::cubin_cache::CubinCache;
-use super::driver::{
-    FUNCTION_MAX_DYNAMIC_SHARED_BYTES, FUNCTION_PREFERRED_SHARED_CARVEOUT, FUNCTION_SHARED_BYTES,
-    Handle,
-};
+use super::driver::{FUNCTION_MAX_DYNAMIC_SHARED_BYTES, FUNCTION_SHARED_BYTES, Handle};
 use super::nvrtc::{Architecture, Compiled, Nvrtc};
 use crate::GpuError;
 use crate::kernel_cache::Key;
@@ -239,17 +236,6 @@ impl Pipelines {
         };
         driver.check("cuFuncGetAttribute", code)?;
         loaded.static_bytes = bytes.unsigned_abs();
-        // Kernels of a step run beside each other, and a multiprocessor divides its memory into cache and threadgroup memory
-        // for all that run on it: where two want it divided differently, the second waits until the first has left.
-        // SAFETY: the function is the module's; the driver checks the value.
-        let code = unsafe {
-            (driver.function_set_attribute)(
-                loaded.function,
-                FUNCTION_PREFERRED_SHARED_CARVEOUT,
-                100,
-            )
-        };
-        driver.check("cuFuncSetAttribute", code)?;
         if pipeline.kernel.threadgroup.is_some() {
             // Without this a launch may ask for 48 KiB at most (CUDA C++ Programming Guide,
             // "Shared memory", compute capability 8.0 and later).
