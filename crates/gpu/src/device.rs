@@ -44,6 +44,12 @@ impl DeviceProperties {
     pub fn multiplies_in_teams(&self) -> bool {
         self.kind == "cuda" && self.architecture.starts_with("sm_90")
     }
+
+    /// Whether threadgroup memory is filled from device memory while threads do something else, and there is enough of it to hold
+    /// what is on its way.
+    pub fn copies_asynchronously(&self) -> bool {
+        self.kind == "cuda" && self.threadgroup_bytes >= 128 << 10
+    }
 }
 
 /// A device. Memory is placed by the policy from its access pattern; nobody picks a mode.

@@ -72,6 +72,8 @@ struct Case {
     bias: bool,
     gated: Option<Activation>,
     accumulate: bool,
+    /// Powers of two that x is larger by than numbers mostly are.
+    doublings: i32,
 }
 
 /// Runs one product through `product` and compares every element.
@@ -99,7 +101,8 @@ fn check<T: Number>(
     let parts: Vec<_> =
         if case.gated.is_some() { vec![gate.view(), up.view()] } else { vec![gate.view()] };
     let weights = FragmentWeights::upload(device, "weights", &parts).unwrap();
-    let x: Vec<T> = numbers(3, tokens * cols).into_iter().map(T::of).collect();
+    let larger = 2f32.powi(case.doublings);
+    let x: Vec<T> = numbers(3, tokens * cols).into_iter().map(|v| T::of(larger * v)).collect();
     let before: Vec<T> = numbers(5, tokens * rows).into_iter().map(T::of).collect();
     let bias = numbers(9, rows.next_multiple_of(16) + rows);
     let x_buffer = device.upload_new("x", &x).unwrap();
@@ -151,7 +154,9 @@ fn check<T: Number>(
             if case.accumulate {
                 expected += before[token * rows + row].value();
             }
-            let tolerance = T::ROUNDING * expected.abs() + (2e-6 + weight_rounding) * size + 1e-6;
+            let tolerance = T::ROUNDING * expected.abs()
+                + (2e-6 + weight_rounding) * size
+                + 1e-6 * f64::from(larger.min(1.0));
             let value = found[token * rows + row].value();
             assert!(
                 (value - expected).abs() <= tolerance,
@@ -242,6 +247,7 @@ fn every_shape_of_gemm_gives_the_same_product() {
         stages: 2,
         prescaled: false,
         batched: false,
+        ring: 0,
     };
     let shapes = [
         shape(1, 1, 1, 2, 1, false),
@@ -253,6 +259,9 @@ fn every_shape_of_gemm_gives_the_same_product() {
         GemmShape { wide: true, stages: 3, ..shape(2, 2, 2, 1, 1, true) },
         GemmShape { wide: true, stages: 4, prescaled: true, ..shape(2, 2, 1, 1, 2, true) },
         GemmShape { splits: 3, ..shape(1, 1, 1, 1, 2, false) },
+        GemmShape { wide: true, ring: 2, ..shape(1, 1, 1, 2, 1, false) },
+        GemmShape { wide: true, ring: 8, ..shape(1, 2, 1, 1, 1, false) },
+        GemmShape { wide: true, ring: 4, splits: 2, ..shape(1, 1, 1, 1, 1, false) },
         GemmShape { splits: 2, stages: 4, ..shape(2, 1, 1, 1, 1, true) },
     ];
     let (rows, cols) = (72, 640);
@@ -280,6 +289,35 @@ fn every_shape_of_gemm_gives_the_same_product() {
     }
 }
 
+/// Activations of bf16 may be larger than f16 reaches, or smaller: products by matrix fragments take them as they are.
+#[test]
+fn activations_of_bf16_keep_their_range() {
+    for device in common::devices_of_width(32) {
+        let teams = device.properties().multiplies_in_teams();
+        for (i, name) in
+            ["int4-g128", "fp4-g32", "q8_0", "q4_k", "bf16", "f32", "fp8-g128", "mxfp4"]
+                .into_iter()
+                .enumerate()
+        {
+            let Ok(format) = name.parse::<Format>() else { continue };
+            for (doublings, count) in [(40, 1), (-40, 3), (18, 20)] {
+                let case = Case { doublings, ..tokens(count) };
+                // Weights that are no codes are rounded to bf16, and so are scaled ones.
+                let rounding = 1.0 / 128.0;
+                check::<bf16>(&*device, format, 19, 256, case, rounding, |list, w, x, y, e| {
+                    let batched = count > 16 && w.allows_batched() && (teams || i % 2 == 0);
+                    let shape = if batched {
+                        batch(4, 1, 1, 1, 3)
+                    } else {
+                        GemmShape::choose(device.properties(), w, count, false)
+                    };
+                    gemm(list, shape, w, x, y, count, e, None)
+                });
+            }
+        }
+    }
+}
+
 /// A shape of `gemm_batch`.
 fn batch(tiles: u32, row_blocks: u32, k_groups: u32, depth: u32, stages: u32) -> GemmShape {
     GemmShape {
@@ -294,6 +332,7 @@ fn batch(tiles: u32, row_blocks: u32, k_groups: u32, depth: u32, stages: u32) ->
         stages,
         prescaled: true,
         batched: true,
+        ring: 0,
     }
 }
 

@@ -26,8 +26,11 @@ typedef unsigned long long ulong;
 
 // ---- Declarations -------------------------------------------------------------------------------
 
-// Without aliasing the compiler may move loads over stores and use the read-only path for inputs.
-#ifdef MARLIN_ALIASED
+// Without aliasing the compiler may move loads over stores and use the read-only path for inputs; and over
+// wait_for_previous(), since what only inputs point to is constant in its eyes, and what only an output points to is nobody
+// else's. Where a kernel does more before that than to wait, a load that came too early would read what is not there yet: such
+// kernels (MARLIN_WORKS_BEFORE_WAITING, which kernels/src/source.rs finds out) promise the compiler nothing.
+#if defined(MARLIN_ALIASED) || defined(MARLIN_WORKS_BEFORE_WAITING)
 #define MARLIN_RESTRICT
 #else
 #define MARLIN_RESTRICT __restrict__
@@ -60,6 +63,7 @@ typedef unsigned long long ulong;
 #define ELEMENTS(...) static_assert(true, "")
 #define REQUIRES_SIMD_WIDTH(width)
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 #define device_cast(type, pointer) ((type *)(pointer))
 #define threadgroup_cast(type, pointer) ((type *)(pointer))
 

@@ -38,6 +38,7 @@
 #define REQUIRES_SIMD_WIDTH(n)
 #define CONSTANT_TABLE(T, name, n) static const T name[n]
 #define UNROLL
+#define ROLLED
 
 // Set by the launcher before the threads start. One for each OS thread, since tests launch
 // the same kernel side by side with different constants.

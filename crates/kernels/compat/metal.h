@@ -36,6 +36,7 @@ using namespace metal;
 #define REQUIRES_SIMD_WIDTH(width)
 
 #define UNROLL _Pragma("clang loop unroll(enable)")
+#define ROLLED _Pragma("clang loop unroll(disable)")
 
 // Address spaces (§4).
 #define DEVICE(T) device T *

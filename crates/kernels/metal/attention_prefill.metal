@@ -1,7 +1,10 @@
 // Attention of runs of tokens by matrix fragments: what `attention` computes, for 64 query rows at a time.
 //
 // FlashAttention-2 (Dao 2023, algorithm 1) with f16 operands and f32 sums: queries, keys, weights and values are rounded
-// to f16 on their way into a fragment, scores and results are not.
+// to f16 on their way into a fragment, and kept within its range, scores and results are not.
+
+// Of matrix fragments.
+typedef half Operand;
 
 #include "fragment.h"
 #include "kv_cache.h"

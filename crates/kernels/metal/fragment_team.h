@@ -2,7 +2,7 @@
 // them with the same staged tokens, and the matrix units read those from threadgroup memory themselves.
 // `wgmma` on sm_90a; elsewhere every SIMD-group loads token fragments (fragment.h) and multiplies on its own.
 //
-// Staged tokens are f16, 64 columns of `tiles` · 8 tokens: granules of 16 bytes a token, token after token.
+// Staged tokens are Operands (of 16 bits: memory for them is declared as half), 64 columns of `tiles` · 8 tokens: granules of 16 bytes a token, token after token.
 // Granule 2·s + h holds of columns 16·s + 4·j + 2·h + (0, 1), j = 0…3, so that both operands count columns as
 // fragment.h does: with tokens in the order of memory, weights would have to be packed in another for each machine.
 // Between granules lie 16 bytes, so that neighbouring columns of a token, which come together from memory,
@@ -17,18 +17,6 @@ static inline uint granule_stride(uint tiles) { return tiles * 64u + 8u; }
 
 // Elements of a staged unit of 64 columns.
 static inline uint staged_elements(uint tiles) { return 8u * granule_stride(tiles); }
-
-// Eight columns of x as f16 words.
-static inline uint4 half_words(uint4 words, half) { return words; }
-
-static inline uint half_word(uint bf16_pair) {
-    return as_uint(
-        make_half2(half(as_float(bf16_pair << 16u)), half(as_float(bf16_pair & 0xffff0000u))));
-}
-
-static inline uint4 half_words(uint4 words, bf16) {
-    return make_uint4(half_word(words.x), half_word(words.y), half_word(words.z), half_word(words.w));
-}
 
 // Where a lane of a SIMD-group that stages a tile puts columns 8·(lane mod 8)… of token lane / 8 of the first four.
 static inline uint stage_place(uint tiles, uint lane) {
@@ -56,62 +44,72 @@ template <int Pending> static inline void team_wait() {
 
 // sums[0…tiles) += weights · columns 16·step… of the staged tokens. PTX ISA, "wgmma.mma_async" and "Matrix descriptor
 // format": granules are `leading`, eight tokens of one granule `stride` bytes apart; no swizzle.
-static inline void team_multiply(
-    THREAD(SumFragment) s, THREAD(const WeightFragment) weights, THREADGROUP(const half) staged,
-    uint tiles, uint step, uint) {
-    const uint *w = weights->pair;
-    uint at = uint(__cvta_generic_to_shared(staged + 2u * step * granule_stride(tiles)));
-    ulong leading = granule_stride(tiles) * 2u;
-    ulong stride = 128u;
-    ulong x = ulong((at & 0x3ffffu) >> 4u) | (leading >> 4u) << 16u | (stride >> 4u) << 32u;
-    if (tiles == 1u) {
-        asm volatile(
-            "{ .reg .pred p; setp.ne.b32 p, 1, 0;"
-            "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 "
-            "{%0, %1, %2, %3}, "
-            "{%4, %5, %6, %7}, %8, p, 1, 1, 0; }"
-            : TEAM_SUM(0)
-            : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x));
-    } else if (tiles == 2u) {
-        asm volatile(
-            "{ .reg .pred p; setp.ne.b32 p, 1, 0;"
-            "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 "
-            "{%0, %1, %2, %3, %4, %5, %6, %7}, "
-            "{%8, %9, %10, %11}, %12, p, 1, 1, 0; }"
-            : TEAM_SUM(0), TEAM_SUM(1)
-            : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x));
-    } else if (tiles == 4u) {
-        asm volatile(
-            "{ .reg .pred p; setp.ne.b32 p, 1, 0;"
-            "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
-            "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-            "{%16, %17, %18, %19}, %20, p, 1, 1, 0; }"
-            : TEAM_SUM(0), TEAM_SUM(1), TEAM_SUM(2), TEAM_SUM(3)
-            : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x));
-    } else if (tiles == 8u) {
-        asm volatile(
-            "{ .reg .pred p; setp.ne.b32 p, 1, 0;"
-            "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
-            "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-            "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-            "{%32, %33, %34, %35}, %36, p, 1, 1, 0; }"
-            : TEAM_SUM(0), TEAM_SUM(1), TEAM_SUM(2), TEAM_SUM(3), TEAM_SUM(4), TEAM_SUM(5),
-              TEAM_SUM(6), TEAM_SUM(7)
-            : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x));
-    } else if (tiles == 16u) {
-        asm volatile(
-            "{ .reg .pred p; setp.ne.b32 p, 1, 0;"
-            "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-            "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-            "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-            "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-            "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-            "{%64, %65, %66, %67}, %68, p, 1, 1, 0; }"
-            : TEAM_SUM(0), TEAM_SUM(1), TEAM_SUM(2), TEAM_SUM(3), TEAM_SUM(4), TEAM_SUM(5),
-              TEAM_SUM(6), TEAM_SUM(7), TEAM_SUM(8), TEAM_SUM(9), TEAM_SUM(10), TEAM_SUM(11),
-              TEAM_SUM(12), TEAM_SUM(13), TEAM_SUM(14), TEAM_SUM(15)
-            : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x));
+#define TEAM_MULTIPLY(E, name)                                                                          \
+    static inline void team_multiply_words(                                                             \
+        THREAD(SumFragment) s, THREAD(const WeightFragment) weights, THREADGROUP(const half) staged,    \
+        uint tiles, uint step, E) {                                                                     \
+        const uint *w = weights->pair;                                                                  \
+        uint at = uint(__cvta_generic_to_shared(staged + 2u * step * granule_stride(tiles)));           \
+        ulong leading = granule_stride(tiles) * 2u;                                                     \
+        ulong stride = 128u;                                                                            \
+        ulong x = ulong((at & 0x3ffffu) >> 4u) | (leading >> 4u) << 16u | (stride >> 4u) << 32u;        \
+        if (tiles == 1u) {                                                                              \
+            asm volatile(                                                                               \
+                "{ .reg .pred p; setp.ne.b32 p, 1, 0;"                                                  \
+                "wgmma.mma_async.sync.aligned.m64n8k16.f32." name "." name " "                          \
+                "{%0, %1, %2, %3}, "                                                                    \
+                "{%4, %5, %6, %7}, %8, p, 1, 1, 0; }"                                                   \
+                : TEAM_SUM(0)                                                                           \
+                : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x));                                  \
+        } else if (tiles == 2u) {                                                                       \
+            asm volatile(                                                                               \
+                "{ .reg .pred p; setp.ne.b32 p, 1, 0;"                                                  \
+                "wgmma.mma_async.sync.aligned.m64n16k16.f32." name "." name " "                         \
+                "{%0, %1, %2, %3, %4, %5, %6, %7}, "                                                    \
+                "{%8, %9, %10, %11}, %12, p, 1, 1, 0; }"                                                \
+                : TEAM_SUM(0), TEAM_SUM(1)                                                              \
+                : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x));                                  \
+        } else if (tiles == 4u) {                                                                       \
+            asm volatile(                                                                               \
+                "{ .reg .pred p; setp.ne.b32 p, 1, 0;"                                                  \
+                "wgmma.mma_async.sync.aligned.m64n32k16.f32." name "." name " "                         \
+                "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "              \
+                "{%16, %17, %18, %19}, %20, p, 1, 1, 0; }"                                              \
+                : TEAM_SUM(0), TEAM_SUM(1), TEAM_SUM(2), TEAM_SUM(3)                                    \
+                : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x));                                  \
+        } else if (tiles == 8u) {                                                                       \
+            asm volatile(                                                                               \
+                "{ .reg .pred p; setp.ne.b32 p, 1, 0;"                                                  \
+                "wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " "                         \
+                "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "               \
+                "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "     \
+                "{%32, %33, %34, %35}, %36, p, 1, 1, 0; }"                                              \
+                : TEAM_SUM(0), TEAM_SUM(1), TEAM_SUM(2), TEAM_SUM(3), TEAM_SUM(4), TEAM_SUM(5),         \
+                  TEAM_SUM(6), TEAM_SUM(7)                                                              \
+                : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x));                                  \
+        } else if (tiles == 16u) {                                                                      \
+            asm volatile(                                                                               \
+                "{ .reg .pred p; setp.ne.b32 p, 1, 0;"                                                  \
+                "wgmma.mma_async.sync.aligned.m64n128k16.f32." name "." name " "                        \
+                "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "               \
+                "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "      \
+                "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "      \
+                "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "     \
+                "{%64, %65, %66, %67}, %68, p, 1, 1, 0; }"                                              \
+                : TEAM_SUM(0), TEAM_SUM(1), TEAM_SUM(2), TEAM_SUM(3), TEAM_SUM(4), TEAM_SUM(5),         \
+                  TEAM_SUM(6), TEAM_SUM(7), TEAM_SUM(8), TEAM_SUM(9), TEAM_SUM(10), TEAM_SUM(11),       \
+                  TEAM_SUM(12), TEAM_SUM(13), TEAM_SUM(14), TEAM_SUM(15)                                \
+                : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "l"(x));                                  \
+        }                                                                                               \
     }
+TEAM_MULTIPLY(half, "f16")
+TEAM_MULTIPLY(bf16, "bf16")
+#undef TEAM_MULTIPLY
+
+static inline void team_multiply(
+    THREAD(SumFragment) sums, THREAD(const WeightFragment) weights, THREADGROUP(const half) staged,
+    uint tiles, uint step, uint) {
+    team_multiply_words(sums, weights, staged, tiles, step, Operand());
 }
 #undef TEAM_SUM
 
@@ -131,8 +129,11 @@ static inline void load_staged(
     for (uint h = 0u; h < 2u; ++h) {
         THREADGROUP(const half) granule =
             staged + (2u * step + h) * granule_stride(tiles) + token * 8u + fragment_row(lane);
-        out->half_of_k[h].thread_elements()[0] = granule[0];
-        out->half_of_k[h].thread_elements()[1] = granule[8];
+        for (uint i = 0u; i < 2u; ++i) {
+            // A word of one element: its lower half is what counts.
+            float2 element = operand_floats(uint(as_ushort(granule[8u * i])), Operand());
+            out->half_of_k[h].thread_elements()[i] = operand_element(element.x, Operand());
+        }
     }
 #else
     uint token = tile * 8u + fragment_row(lane);

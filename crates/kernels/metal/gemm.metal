@@ -67,275 +67,14 @@ SPECIALISE(bool, PRESCALED, 18);
 SPECIALISE(bool, NORM_IN, 19);
 // y is a residual that a norm comes after: y times the norm's weight goes to `scaled`, and the squares to `squares_out`.
 SPECIALISE(bool, NORM_OUT, 20);
+// Units that a SIMD-group has on their way in threadgroup memory: 2, 4 or 8; 0: DEPTH in registers. Only 4-bit codes with f16 scales
+// and no minimums, WIDE, not STAGED, and columns that fill every unit.
+SPECIALISE(uint, RING, 21);
 
-#include "weights.h"
-#include "fragment.h"
+// Of matrix fragments.
+typedef T Operand;
 
-// Blocks of a unit: what a SIMD-group multiplies between two scalings.
-static inline uint unit_blocks() { return WIDE ? 2u : 1u; }
-
-// Groups that a unit has scales for.
-static inline uint groups_in_unit() { return GROUP == 16u ? 4u : GROUP == 32u ? 2u : 1u; }
-
-// Everything of one unit that comes from memory, for one lane.
-struct Fetched {
-    Slot slot[2][2];
-    StoredScale scale[2][4];
-};
-
-// Where one lane reads a row block's weights.
-struct Stream {
-    DEVICE(const uint) codes;
-    uint row_block;
-};
-
-struct Scales {
-    DEVICE(const uchar) scales;
-    DEVICE(const uchar) mins;
-    DEVICE(const half) supers;
-};
-
-// Reads the unit whose codes are `ahead` blocks past the stream's place, and which is unit `unit` of its row block.
-static inline void fetch(
-    THREAD(const Stream) streams, uint ahead, Scales weights, THREAD(const GemmArgs) args,
-    uint unit, uint lane, THREAD(Fetched) out) {
-    uint g = fragment_row(lane);
-    uint slot = g * 4u + fragment_quad(lane);
-    uint words = 32u * code_bits();
-    uint supers_per_row = (args->blocks + 3u) / 4u;
-    uint column = unit * unit_blocks() * 64u;
-    UNROLL
-    for (uint r = 0u; r < 2u; ++r) {
-        if (r < ROW_BLOCKS) {
-            UNROLL
-            for (uint b = 0u; b < 2u; ++b) {
-                if (b < unit_blocks()) {
-                    load_slot(streams[r].codes + (ahead + b) * words, slot, &out->slot[r][b]);
-                }
-            }
-            if (SCALE != SCALE_NONE) {
-                uint row_block = streams[r].row_block;
-                uint group = row_block * args->groups + (GROUP == 0u ? 0u : column / GROUP);
-                UNROLL
-                for (uint i = 0u; i < 4u; ++i) {
-                    if (i < groups_in_unit()) {
-                        load_scale(
-                            weights.scales, weights.mins, weights.supers, (group + i) * 8u + g,
-                            super_place(row_block, supers_per_row, column, g), &out->scale[r][i]);
-                    }
-                }
-            }
-        }
-    }
-}
-
-struct Sums {
-    SumFragment tile[2][8];
-};
-
-static inline void clear_all(THREAD(Sums) sums) {
-    UNROLL
-    for (uint r = 0u; r < 2u; ++r) {
-        UNROLL
-        for (uint n = 0u; n < 8u; ++n) {
-            if (r < ROW_BLOCKS && n < TILES) {
-                clear_sums(&sums->tile[r][n]);
-            }
-        }
-    }
-}
-
-// What a lane keeps for good: plain floats, so that scaling them is the same everywhere.
-struct Totals {
-    float element[2][8][4];
-};
-
-// totals += scale · products + min · Σ x. The sums of x come from a product with a fragment of
-// ones, in the very lanes that need them.
-static inline void apply_scales(
-    THREAD(Totals) totals, THREAD(Sums) products, THREAD(SumFragment) x_sums,
-    THREAD(const Fetched) fetched, uint i) {
-    UNROLL
-    for (uint r = 0u; r < 2u; ++r) {
-        if (r < ROW_BLOCKS) {
-            float2 scale = scale_of(&fetched->scale[r][i]);
-            float2 min = min_of(&fetched->scale[r][i]);
-            UNROLL
-            for (uint n = 0u; n < 8u; ++n) {
-                UNROLL
-                for (uint e = 0u; e < 4u; ++e) {
-                    if (n < TILES) {
-                        float total = totals->element[r][n][e];
-                        total = fma(e < 2u ? scale.x : scale.y, sum_element(&products->tile[r][n], e), total);
-                        if (MIN != MIN_NONE) {
-                            total = fma(e < 2u ? min.x : min.y, sum_element(&x_sums[n], e), total);
-                        }
-                        totals->element[r][n][e] = total;
-                    }
-                }
-            }
-        }
-    }
-}
-
-// Multiplies one unit. X is a pointer to x at the unit's first column and the tile's first token; where CHECKED, only
-// `columns` columns are left there.
-template <bool CHECKED, typename X>
-static inline void multiply_unit(
-    THREAD(const Fetched) fetched, X x, uint stride, TokenPlace place, uint columns,
-    THREAD(Sums) products, THREAD(Totals) totals) {
-    SumFragment x_sums[8];
-    WeightFragment ones;
-    UNROLL
-    for (uint i = 0u; i < 4u; ++i) {
-        ones.pair[i] = 0x3c003c00u;
-    }
-    UNROLL
-    for (uint step = 0u; step < 8u; ++step) {
-        if (step < 4u * unit_blocks()) {
-            bool begins = step == 0u || GROUP == 16u || (GROUP == 32u && step == 2u);
-            bool ends = step == 4u * unit_blocks() - 1u || GROUP == 16u || (GROUP == 32u && step == 1u);
-            if (begins && !PRESCALED) {
-                clear_all(products);
-                UNROLL
-                for (uint n = 0u; n < 8u; ++n) {
-                    if (MIN != MIN_NONE && n < TILES) {
-                        clear_sums(&x_sums[n]);
-                    }
-                }
-            }
-            WeightFragment weights[2];
-            UNROLL
-            for (uint r = 0u; r < 2u; ++r) {
-                if (r < ROW_BLOCKS) {
-                    UNROLL
-                    for (uint i = 0u; i < 4u; ++i) {
-                        uint pair = slot_pair(
-                            &fetched->slot[r][step / 4u], i % 2u, 2u * (step % 4u) + i / 2u);
-                        if (PRESCALED) {
-                            uint group = GROUP == 16u ? step : GROUP == 32u ? step / 2u : 0u;
-                            pair = prescaled_pair(pair, fetched->scale[r][group].scale.x, i % 2u);
-                        }
-                        weights[r].pair[i] = pair;
-                    }
-                }
-            }
-            UNROLL
-            for (uint n = 0u; n < 8u; ++n) {
-                if (n < TILES) {
-                    TokenFragment tokens;
-                    X here = x + n * 8u * stride + step * 16u;
-                    if (CHECKED) {
-                        uint left = columns > step * 16u ? columns - step * 16u : 0u;
-                        load_tokens_before(here, place, left, &tokens);
-                    } else {
-                        load_tokens(here, place, &tokens);
-                    }
-                    UNROLL
-                    for (uint r = 0u; r < 2u; ++r) {
-                        if (r < ROW_BLOCKS) {
-                            multiply_accumulate(&products->tile[r][n], &weights[r], &tokens);
-                        }
-                    }
-                    if (MIN != MIN_NONE) {
-                        multiply_accumulate(&x_sums[n], &ones, &tokens);
-                    }
-                }
-            }
-            if (ends && !PRESCALED) {
-                apply_scales(
-                    totals, products, x_sums, fetched,
-                    GROUP == 16u ? step : GROUP == 32u ? step / 2u : 0u);
-            }
-        }
-    }
-}
-
-// Columns of a round: every SIMD-group along k takes a unit.
-static inline uint round_columns() { return K_GROUPS * unit_blocks() * 64u; }
-
-// Elements of a staged row of x: the columns of one round, and padding that puts rows 32 bytes apart in
-// the banks, so that a load of 8 bytes a lane meets no bank twice.
-static inline uint staged_stride() { return round_columns() + 16u; }
-
-// Copies one round of x, tokens × round_columns() from `column`, in pieces of 16 bytes; what lies outside x
-// is zero. A thread has the same piece of every so-many-th token: 4 · ROW_GROUPS / unit_blocks() of them fit into
-// one pass of the threadgroup.
-static inline void stage(
-    DEVICE(const T) x, THREAD(const GemmArgs) args, uint tokens, uint column,
-    THREADGROUP(T) staged, uint thread_index) {
-    uint pieces = round_columns() / 8u;
-    uint tokens_at_once = 4u * ROW_GROUPS / unit_blocks();
-    uint first = thread_index / pieces;
-    uint k = column + thread_index % pieces * 8u;
-    DEVICE(const T) source = x + first * args->x_stride + k;
-    THREADGROUP(T) destination = staged + first * staged_stride() + thread_index % pieces * 8u;
-    bool inside = k < args->columns;
-    UNROLL
-    for (uint pass = 0u; pass * tokens_at_once < TILES * 8u; ++pass) {
-        uint token = first + pass * tokens_at_once;
-        if (token < TILES * 8u) {
-            if (inside && token < tokens) {
-                copy_async(destination, source);
-            } else {
-                *threadgroup_cast(uint4, destination) = make_uint4(0u, 0u, 0u, 0u);
-            }
-        }
-        source = source + tokens_at_once * args->x_stride;
-        destination = destination + tokens_at_once * staged_stride();
-    }
-}
-
-static inline float gate_activation(float x) {
-    if (ACTIVATION == 0u) {
-        return x / (1.0f + exp(-x));
-    }
-    float inner = 0.7978845608f * fma(0.044715f * x * x, x, x);
-    return 0.5f * x * (1.0f + tanh(inner));
-}
-
-// Bias, activation, residual: from sums (of gate and up) to an element of y, which it returns.
-static inline float finish(
-    DEVICE(T) y, DEVICE(const float) bias, THREAD(const GemmArgs) args, uint token, uint row, float first,
-    float second) {
-    float factor = args->factor * (PRESCALED ? 1.0f : code_factor());
-    first = first * factor;
-    second = second * factor;
-    if (HAS_BIAS) {
-        first = first + bias[row];
-        if (GATED) {
-            second = second + bias[(args->rows + 15u) / 16u * 16u + row];
-        }
-    }
-    float value = GATED ? gate_activation(first) * second : first;
-    uint at = token * args->y_stride + row;
-    if (ACCUMULATE) {
-        value = value + load_float(y, at);
-    }
-    store_float(y, at, value);
-    return value;
-}
-
-// A norm between two products needs no dispatch of its own: norm(y) = y · weight / rms(y), so that the product before
-// it writes y · weight and the squares of each 16 rows, and the product after it divides its sums by rms(y). That is
-// the same arithmetic in another order; the parts are added up in a fixed one, so a result does not depend on which
-// threadgroup was first.
-
-// This thread's part of the squares of each token, of [tokens, columns / 16].
-static inline void load_squares(
-    DEVICE(const float) squares, THREAD(const GemmArgs) args, uint first_token, uint tokens, uint thread_index,
-    uint threads, THREAD(float) parts) {
-    uint count = (args->columns + 15u) / 16u;
-    UNROLL
-    for (uint token = 0u; token < 8u; ++token) {
-        parts[token] = 0.0f;
-        if (token < tokens) {
-            for (uint i = thread_index; i < count; i += threads) {
-                parts[token] = parts[token] + squares[(first_token + token) * count + i];
-            }
-        }
-    }
-}
+#include "gemm_units.h"
 
 // W in the fragment layout (codes, scales, mins, supers: crates/formats/src/fragment.rs), x: [tokens, columns], bias:
 // [rows] (gate and up one after the other, up from a multiple of 16), y: [tokens, rows], partial: [SPLITS, rows to a
@@ -423,17 +162,51 @@ kernel void gemm(
     Sums products;
     clear_all(&products);
     Fetched fetched[4];
+    uint simd_groups = ROW_GROUPS * K_GROUPS;
+    THREADGROUP(float) square_sums = scratch + simd_groups * ROW_BLOCKS * 16u * TILES * 8u;
+    THREADGROUP(uint) ring =
+        threadgroup_cast(uint, square_sums + simd_groups * 8u) + simd_group * RING * ring_unit_words();
+    ROLLED
+    for (uint d = 0u; d < RING; ++d) {
+        if (d < count) {
+            ring_fetch(
+                streams, d * round_blocks, scaling, &sizes, unit + d * K_GROUPS, lane,
+                ring + d * ring_unit_words());
+        }
+        copy_async_commit();
+    }
     UNROLL
     for (uint d = 0u; d < 4u; ++d) {
-        if (d < DEPTH && d < count) {
+        if (RING == 0u && d < DEPTH && d < count) {
             fetch(streams, d * round_blocks, scaling, &sizes, unit + d * K_GROUPS, lane, &fetched[d]);
         }
     }
+    // The element of y that this thread finishes first, and what that takes besides sums.
+    uint group_rows = ROW_GROUPS * ROW_BLOCKS * 16u;
+    uint outputs = GATED ? ROW_GROUPS * 16u : group_rows;
+    uint early_row = group.x * outputs + thread_index % outputs;
+    uint early_token = thread_index / outputs;
+    bool early = TILES == 1u && early_row < sizes.rows && early_token < min(tokens, 8u);
+    uint early_weight = 0u;
+    if (NORM_OUT && early) {
+        early_weight = load_early(next_weight, early_row);
+    }
     // Weights are nobody's output, so they are on their way before the dispatch that makes x is done.
     wait_for_previous();
-    float square_parts[8];
+    uint early_y = 0u;
+    if (ACCUMULATE && early) {
+        early_y = load_early(y, (first_token + early_token) * sizes.y_stride + early_row);
+    }
+    uint square_count = (sizes.columns + 15u) / 16u;
+    DEVICE(const float) group_squares = squares;
+    uint early_squares[EARLY_SQUARES];
     if (NORM_IN) {
-        load_squares(squares, &sizes, first_token, tokens, thread_index, threads.x, square_parts);
+        group_squares = group_squares + first_token * square_count;
+        UNROLL
+        for (uint i = 0u; i < EARLY_SQUARES; ++i) {
+            uint at = thread_index + i * threads.x;
+            early_squares[i] = at < square_count ? load_early(group_squares, at) : 0u;
+        }
     }
     if (STAGED) {
         THREADGROUP(T) staged = threadgroup_cast(T, scratch);
@@ -492,6 +265,34 @@ kernel void gemm(
             streams[1].codes = streams[1].codes + DEPTH * round_blocks * (32u * code_bits());
         }
         barrier_threadgroup();
+    } else if (RING != 0u) {
+        TokenPlace place = token_place(sizes.x_stride, tokens, lane);
+        DEVICE(const T) here = x + first_token * sizes.x_stride + unit * 128u;
+        uint held = 0u;
+        for (uint i = 0u; i < count; ++i) {
+            if (RING == 2u) {
+                copy_async_wait<1>();
+            } else if (RING == 4u) {
+                copy_async_wait<3>();
+            } else {
+                copy_async_wait<7>();
+            }
+            barrier_simdgroup();
+            THREADGROUP(uint) unit_words = ring + held * ring_unit_words();
+            ring_take(unit_words, lane, &fetched[0]);
+            multiply_unit<false, DEVICE(const T)>(
+                &fetched[0], here, sizes.x_stride, place, 0u, &products, &totals);
+            // Every lane has its scales.
+            barrier_simdgroup();
+            if (i + RING < count) {
+                ring_fetch(
+                    streams, (i + RING) * round_blocks, scaling, &sizes, unit + (i + RING) * K_GROUPS, lane,
+                    unit_words);
+            }
+            copy_async_commit();
+            here = here + round_columns();
+            held = held + 1u == RING ? 0u : held + 1u;
+        }
     } else {
         TokenPlace place = token_place(sizes.x_stride, tokens, lane);
         DEVICE(const T) here = x + first_token * sizes.x_stride + unit * unit_blocks() * 64u;
@@ -538,7 +339,6 @@ kernel void gemm(
     }
 
     // The SIMD-groups along k add up through threadgroup memory: [k group][token][row].
-    uint group_rows = ROW_GROUPS * ROW_BLOCKS * 16u;
     uint group_size = group_rows * TILES * 8u;
     UNROLL
     for (uint r = 0u; r < 2u; ++r) {
@@ -555,19 +355,25 @@ kernel void gemm(
             }
         }
     }
-    uint simd_groups = ROW_GROUPS * K_GROUPS;
-    THREADGROUP(float) square_sums = scratch + K_GROUPS * group_size;
     if (NORM_IN) {
-        UNROLL
-        for (uint token = 0u; token < 8u; ++token) {
-            float sum = token < tokens ? simd_sum(square_parts[token]) : 0.0f;
+        ROLLED
+        for (uint token = 0u; token < min(tokens, 8u); ++token) {
+            float sum = 0.0f;
+            if (token == 0u) {
+                UNROLL
+                for (uint i = 0u; i < EARLY_SQUARES; ++i) {
+                    sum = sum + early_float(early_squares[i], 0.0f);
+                }
+            }
+            uint done = token == 0u ? EARLY_SQUARES : 0u;
+            sum = simd_sum(
+                sum + add_squares(group_squares, square_count, token, done, thread_index, threads.x));
             if (lane == 0u) {
                 square_sums[token * simd_groups + simd_group] = sum;
             }
         }
     }
     barrier_threadgroup();
-    uint outputs = GATED ? ROW_GROUPS * 16u : group_rows;
     for (uint i = thread_index; i < outputs * TILES * 8u; i += threads.x) {
         uint local = i % outputs;
         uint token = i / outputs;
@@ -595,11 +401,19 @@ kernel void gemm(
                 second = second * scale;
             }
             if (SPLITS == 1u) {
-                float value = finish(y, bias, &sizes, first_token + token, row, first, second);
+                float factor = sum_factor(&sizes);
+                float value = finished(bias, sizes.rows, row, first * factor, second * factor);
+                uint place = (first_token + token) * sizes.y_stride + row;
+                bool known = early && i == thread_index;
+                if (ACCUMULATE) {
+                    value = value + (known ? early_float(early_y, T()) : load_float(y, place));
+                }
+                store_float(y, place, value);
                 if (NORM_OUT) {
-                    float weighted = value * (sizes.offset + next_weight[row]);
-                    // As far as half reaches: an infinity would spread to every sum.
-                    weighted = min(max(weighted, -65504.0f), 65504.0f);
+                    float weight = known ? early_float(early_weight, 0.0f) : next_weight[row];
+                    float weighted = value * (sizes.offset + weight);
+                    // As far as T reaches: an infinity would spread to every sum.
+                    weighted = clamp(weighted, -operand_reach(T()), operand_reach(T()));
                     store_float(scaled, (first_token + token) * sizes.rows + row, weighted);
                     square = value * value;
                 }
@@ -647,6 +461,9 @@ kernel void gemm_reduce(
                 second = second + partial[(split * 2u + 1u) * plane + i];
             }
         }
-        finish(y, bias, &sizes, i / sizes.rows, i % sizes.rows, first, second);
+        float factor = sum_factor(&sizes);
+        uint row = i % sizes.rows;
+        ulong place = ulong(i / sizes.rows) * sizes.y_stride + row;
+        finish(y, place, bias, sizes.rows, row, first * factor, second * factor);
     }
 }

@@ -53,8 +53,12 @@ SPECIALISE(bool, HAS_BIAS, 14);
 // Parts that k is split into between threadgroups; sums go to `partial` where there are more than 1.
 SPECIALISE(uint, SPLITS, 15);
 
+// Of matrix fragments.
+typedef T Operand;
+
 #include "weights.h"
 #include "fragment.h"
+#include "operands.h"
 #include "fragment_team.h"
 #include "epilogue.h"
 
@@ -159,9 +163,8 @@ static inline void decode(THREAD(const Fetched) fetched, uint half_index, THREAD
                 uint group = GROUP == 16u ? step : GROUP == 32u ? half_index : 0u;
                 UNROLL
                 for (uint i = 0u; i < 4u; ++i) {
-                    out->step[r][s].pair[i] = scaled_pair(
-                        slot_pair(&fetched->slot[r], i % 2u, 2u * step + i / 2u),
-                        &fetched->scale[r][group], i % 2u);
+                    out->step[r][s].pair[i] = scaled_operand(
+                        &fetched->slot[r], i % 2u, 2u * step + i / 2u, &fetched->scale[r][group], T());
                 }
             }
         }
@@ -206,7 +209,7 @@ static inline void stage_pieces(
         if (p < 2u * tiles_each() && row_group + p / 2u * ROW_GROUPS < TILES) {
             stage_tokens(
                 place + p / 2u * ROW_GROUPS * 64u + p % 2u * 32u, TILES,
-                half_words(pieces->columns[p], T()));
+                pieces->columns[p]);
         }
     }
 }
@@ -384,7 +387,7 @@ kernel void gemm_batch(
             }
         }
         // Weights that are not decoded are multiplied where they lie, and must not change before that is done.
-        if (CODE == CODE_F16 && SCALE == SCALE_NONE) {
+        if ((CODE == CODE_F16 || CODE == CODE_BF16) && SCALE == SCALE_NONE) {
             team_wait<0>();
         }
         UNROLL

@@ -235,9 +235,129 @@ static inline void transform_slots(THREADGROUP(float) tile, uint thread_index) {
     }
 }
 
+// ---- A wider threadgroup for powers of two -------------------------------------------------------
+//
+// 64 values a thread are more registers than leave room for the threads that hide memory's latency. With ORDER 1 `hadamard` has 128
+// threads with half as many: elements are numbered (v, h, t, j), h 4 × t 32 × j 8 of them to a v, in the order of memory. Levels over
+// v and j happen in registers of thread (h, t), levels over t in those of thread (v, j, h), and levels over h in those of thread
+// (v, t), which has whole vectors to store again.
+
+#define WIDE_THREADS 128u
+
+static inline uint wide_runs() { return LEVELS > 12u ? 8u : 4u; }
+
+// Place of (v, h, t, 0) in threadgroup memory, j from 0 or 4 on. The low bits of t are exchanged by h's, so that threads with
+// consecutive (h, j) meet no bank twice, and the halves of eight by t's, so that threads with consecutive t do not either.
+static inline uint wide_place(uint v, uint h, uint t, uint j) {
+    return v * 1024u + h * 256u + (t ^ h) * 8u + (j ^ (t & 4u));
+}
+
+static inline void write_wide(
+    THREADGROUP(float) tile, uint v, uint h, uint t, THREAD(const float) eight) {
+    UNROLL
+    for (uint j = 0u; j < 8u; j += 4u) {
+        *threadgroup_cast(float4, tile + wide_place(v, h, t, j)) =
+            make_float4(eight[j], eight[j + 1u], eight[j + 2u], eight[j + 3u]);
+    }
+}
+
+static inline void read_wide(
+    THREADGROUP(const float) tile, uint v, uint h, uint t, THREAD(float) eight) {
+    UNROLL
+    for (uint j = 0u; j < 8u; j += 4u) {
+        float4 four = *threadgroup_cast(const float4, tile + wide_place(v, h, t, j));
+        eight[j] = four.x;
+        eight[j + 1u] = four.y;
+        eight[j + 2u] = four.z;
+        eight[j + 3u] = four.w;
+    }
+}
+
+static inline void transform_wide(
+    DEVICE(T) x, uint left, float factor, THREADGROUP(float) tile, uint thread_index) {
+    uint h = thread_index / 32u;
+    uint t = thread_index % 32u;
+    float held[64];
+    UNROLL
+    for (uint v = 0u; v < 8u; ++v) {
+        if (v < wide_runs()) {
+            uint at = v * 1024u + thread_index * 8u;
+            load_eight(x + at, at < left ? left - at : 0u, WHOLE, held + 8u * v);
+        }
+    }
+    UNROLL
+    for (uint level = 0u; level < 3u; ++level) {
+        if (level + 1u <= LEVELS) {
+            butterflies(held, 8u * wide_runs(), 1u << level);
+        }
+    }
+    UNROLL
+    for (uint level = 10u; level < 13u; ++level) {
+        if (level + 1u <= LEVELS) {
+            butterflies(held, 8u * wide_runs(), 8u << (level - 10u));
+        }
+    }
+    UNROLL
+    for (uint v = 0u; v < 8u; ++v) {
+        if (v < wide_runs()) {
+            write_wide(tile, v, h, t, held + 8u * v);
+        }
+    }
+    // Another thread stores what this one has loaded.
+    barrier_device();
+    UNROLL
+    for (uint pass = 0u; pass < 2u; ++pass) {
+        if (pass < wide_runs() / 4u) {
+            uint v = pass * 4u + thread_index / 32u;
+            uint column_h = thread_index / 8u % 4u;
+            uint j = thread_index % 8u;
+            UNROLL
+            for (uint i = 0u; i < 32u; ++i) {
+                held[i] = tile[wide_place(v, column_h, i, j)];
+            }
+            UNROLL
+            for (uint level = 3u; level < 8u; ++level) {
+                if (level + 1u <= LEVELS) {
+                    butterflies(held, 32u, 1u << (level - 3u));
+                }
+            }
+            UNROLL
+            for (uint i = 0u; i < 32u; ++i) {
+                tile[wide_place(v, column_h, i, j)] = held[i];
+            }
+        }
+    }
+    barrier_threadgroup();
+    UNROLL
+    for (uint pass = 0u; pass < 2u; ++pass) {
+        if (pass < wide_runs() / 4u) {
+            uint v = pass * 4u + thread_index / 32u;
+            UNROLL
+            for (uint i = 0u; i < 4u; ++i) {
+                read_wide(tile, v, i, t, held + 8u * i);
+            }
+            UNROLL
+            for (uint level = 8u; level < 10u; ++level) {
+                if (level + 1u <= LEVELS) {
+                    butterflies(held, 32u, 8u << (level - 8u));
+                }
+            }
+            UNROLL
+            for (uint i = 0u; i < 4u; ++i) {
+                UNROLL
+                for (uint j = 0u; j < 8u; ++j) {
+                    held[8u * i + j] = held[8u * i + j] * factor;
+                }
+                uint at = v * 1024u + i * 256u + t * 8u;
+                store_eight(x + at, at < left ? left - at : 0u, WHOLE, held + 8u * i);
+            }
+        }
+    }
+}
+
 // Every transform of x, in place; LEVELS at most 13 with ORDER 1, 3…9 with 12, 2…8 with 20.
 //
-// x: transforms one after the other. One threadgroup of 64 threads a tile; `tile`: its elements. Threadgroup memory sees
+// x: transforms one after the other. One threadgroup of 64 threads a tile, of WIDE_THREADS with ORDER 1; `tile`: its elements. Threadgroup memory sees
 // 16 bytes an element of half's 4 in device memory: of the H100's bandwidths (33 TB/s against 3) that is a third.
 kernel void hadamard(
     INOUT(T) x [[buffer(0)]],
@@ -249,6 +369,10 @@ kernel void hadamard(
     wait_for_previous();
     ulong start = ulong(group.x) * tile_elements();
     uint left = tile_left(args.elements, start);
+    if (ORDER == 1u) {
+        transform_wide(x + start, left, args.factor, tile, thread_index);
+        return;
+    }
     float held[MAX_HELD];
     transform_runs(x + start, left, thread_index, held);
     write_tile(tile, thread_index, held);

@@ -38,8 +38,12 @@ SPECIALISE(bool, GATED, 8);
 // 0: SiLU, 1: GELU with tanh (where GATED).
 SPECIALISE(uint, ACTIVATION, 9);
 
+// Of matrix fragments.
+typedef T Operand;
+
 #include "weights.h"
 #include "fragment.h"
+#include "operands.h"
 #include "moe_tiles.h"
 
 static inline uint moe_parts() { return GATED ? 2u : 1u; }
@@ -152,7 +156,7 @@ static inline void multiply_fetched(
     WeightFragment ones;
     UNROLL
     for (uint i = 0u; i < 4u; ++i) {
-        ones.pair[i] = 0x3c003c00u;
+        ones.pair[i] = operand_one(T());
     }
     UNROLL
     for (uint s = 0u; s < 4u; ++s) {
@@ -167,7 +171,8 @@ static inline void multiply_fetched(
             if (r < moe_parts()) {
                 UNROLL
                 for (uint i = 0u; i < 4u; ++i) {
-                    weights[r].pair[i] = slot_pair(&fetched->slot[r], i % 2u, 2u * s + i / 2u);
+                    weights[r].pair[i] =
+                        operand_pair(&fetched->slot[r], i % 2u, 2u * s + i / 2u, T());
                 }
             }
         }
@@ -294,7 +299,7 @@ kernel void moe_gemm(
         }
     }
     barrier_threadgroup();
-    float factor = sizes.factor * code_factor();
+    float factor = sizes.factor * operand_factor(T());
     for (uint i = thread_index; i < group_rows * height; i += threads.x) {
         // Neighbouring threads store neighbouring rows of W.
         uint row = i % group_rows;

@@ -1,5 +1,8 @@
 // What a device can multiply at most, for the benchmarks to compare with.
 
+// Of matrix fragments.
+typedef half Operand;
+
 #include "fragment.h"
 
 // Sizes of one call.

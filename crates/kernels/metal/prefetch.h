@@ -8,15 +8,36 @@ static inline void prefetch_line(DEVICE(const uint4) p) {
 #endif
 }
 
-// The pointer `p`, through which nothing is loaded before wait_for_previous(), behind which this stands. CUDA's compiler takes
-// what only IN parameters point to for constant, and may load it as early as it likes; a pointer that comes from
-// nowhere it has no such thoughts about.
-template <typename P> static inline P after_wait(P p) {
+// The bits of element i, loaded here and nowhere else: a compiler would put the load where the value is used, at the end of a kernel
+// that has been busy long enough to have hidden its latency. early_float makes a float of them: to convert is to wait.
+static inline uint load_early(DEVICE(const float) p, uint i) {
 #if defined(MARLIN_TARGET_CUDA)
-    size_t address = __cvta_generic_to_global(p);
-    asm volatile("" : "+l"(address)::"memory");
-    return (P)__cvta_global_to_generic(address);
+    uint out;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(out) : "l"(__cvta_generic_to_global(p + i)));
+    return out;
 #else
-    return p;
+    return as_uint(p[i]);
 #endif
 }
+static inline uint load_early(DEVICE(const half) p, uint i) {
+#if defined(MARLIN_TARGET_CUDA)
+    ushort out;
+    asm volatile("ld.global.u16 %0, [%1];" : "=h"(out) : "l"(__cvta_generic_to_global(p + i)));
+    return uint(out);
+#else
+    half v = p[i];
+    return uint(as_ushort(v));
+#endif
+}
+static inline uint load_early(DEVICE(const bf16) p, uint i) {
+#if defined(MARLIN_TARGET_CUDA)
+    ushort out;
+    asm volatile("ld.global.u16 %0, [%1];" : "=h"(out) : "l"(__cvta_generic_to_global(p + i)));
+    return uint(out);
+#else
+    return as_uint(load_float(p, i)) >> 16u;
+#endif
+}
+static inline float early_float(uint bits, float) { return as_float(bits); }
+static inline float early_float(uint bits, half) { return float(as_half(ushort(bits))); }
+static inline float early_float(uint bits, bf16) { return as_float(bits << 16u); }

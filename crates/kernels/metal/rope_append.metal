@@ -165,7 +165,7 @@ kernel void rope_append(
         ulong at = ulong(group.x) * ulong(stride) + ulong(first_head);
         DEVICE(const T) head = q;
         if (!TOGETHER && !query) {
-            head = after_wait(value ? v : k);
+            head = value ? v : k;
         }
         head = head + at;
         bool normed = query ? Q_NORM : K_NORM && !value;

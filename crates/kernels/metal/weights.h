@@ -159,6 +159,16 @@ static inline uint nibble_pair(uint word, uint q) {
     return pair_fma(and_or(shifted, 0x00f000f0u, 0x64006400u), 0x2c002c00u, bias);
 }
 
+// Pair q (0…3) of a word of E2M1 codes: sign to bit 15, exponent and mantissa to bits 9…11 (OCP Microscaling 1.0,
+// §5.3.3). The layout has them where left shifts bring them there, two pairs with one mask: NVIDIA's assembler makes
+// multiplications of such shifts, and the unit for those is less busy than the one for masks.
+static inline uint e2m1_pair(uint word, uint q) {
+    if (q < 2u) {
+        return (word << (3u * q)) & 0x8e008e00u;
+    }
+    return and_or(word << (q - 1u), 0x80008000u, (word << (3u * q)) & 0x0e000e00u);
+}
+
 // Pair p (0…7) of row g + 8·h (h = 0, 1) as two f16 in a word, to be multiplied with code_factor().
 //
 // h and p are constants wherever this is called (unrolled loops), so that shifts and words are too.
@@ -167,10 +177,7 @@ static inline uint slot_pair(THREAD(const Slot) slot, uint h, uint p) {
         return nibble_pair(slot->word[2u * h + p / 4u], p % 4u);
     }
     if (CODE == CODE_FP4) {
-        // Sign to bit 15, exponent and mantissa to bits 9…11 (OCP Microscaling 1.0, §5.3.3).
-        uint code = slot->word[2u * h + p / 4u] << (12u - 4u * (p % 4u));
-        return small_float_pair(
-            and_or(code, 0x80008000u, (code >> 3u) & 0x0e000e00u), 16384.0f);
+        return small_float_pair(e2m1_pair(slot->word[2u * h + p / 4u], p % 4u), 16384.0f);
     }
     if (CODE == CODE_U8) {
         return integer_pair((slot->word[4u * h + p / 2u] >> (8u * (p % 2u))) & 0x00ff00ffu);

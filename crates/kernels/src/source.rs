@@ -73,6 +73,9 @@ pub fn source(pipeline: &PipelineKey, target: Target) -> String {
         for ((name, ty), bits) in kernel.constants.iter().zip(pipeline.constants.bits()) {
             out.push_str(&format!("#define MARLIN_VALUE_{name} {}\n", literal(*ty, *bits)));
         }
+        if works_before_waiting(kernel.name, file.text) {
+            out.push_str("#define MARLIN_WORKS_BEFORE_WAITING\n");
+        }
     }
     flatten(
         match target {
@@ -97,6 +100,23 @@ pub fn source(pipeline: &PipelineKey, target: Target) -> String {
         out.push_str(&crate::cuda_entry::entry_point(pipeline));
     }
     out
+}
+
+/// Whether the body of the kernel `name` in `text` does anything before its `wait_for_previous()` but allow the next dispatch to
+/// begin.
+fn works_before_waiting(name: &str, text: &str) -> bool {
+    let body = text.split_once(&format!("kernel void {name}(")).map_or("", |(_, rest)| rest);
+    let body = body.split_once("\nkernel void ").map_or(body, |(body, _)| body);
+    let Some((_, body)) = body.split_once(") {\n") else { return false };
+    for line in body.lines().map(str::trim) {
+        match line {
+            "wait_for_previous();" => return false,
+            "" | "allow_next();" => {}
+            _ if line.starts_with("//") || line.starts_with("THREADGROUP_ARRAY(") => {}
+            _ => return body.contains("    wait_for_previous();"),
+        }
+    }
+    false
 }
 
 /// A kernel file with its headers, as it is written: what results that depend on its code are keyed by. `None` if there

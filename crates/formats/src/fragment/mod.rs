@@ -21,11 +21,21 @@
 //! | plane | words of a slot | pair p of row g + 8·h is in word | at bit (and 16 up) |
 //! |---|---|---|---|
 //! | 8 bits | 8 | 4·h + p/2 | 8·(p mod 2) |
-//! | 4 bits | 4 | 2·h + p/4 | 4·(p mod 4) |
+//! | 4 bits (integers) | 4 | 2·h + p/4 | 4·(p mod 4) |
 //! | 2 bits | 2 | h | 2·p |
 //! | 1 bit | 1 | 0 | p + 8·h |
 //! | 16 bits | 16 | 8·h + p | 0 |
 //! | 32 bits | 32 | 16·h + 2·p + (0, 1) | 0 |
+//!
+//! E2M1 codes are taken apart: to become f16 bits, a code's sign must come to bit 15 and the rest to bits 9…11 of its half, and no
+//! order of whole codes lets one shift and one mask do that. So the four codes of a half, of pairs q = p mod 4, lie as
+//!
+//! | bit | 15 | 14 | 13 | 12 | 11…9 | 8…6 | 5…3 | 2…0 |
+//! |---|---|---|---|---|---|---|---|---|
+//! | | sign 0 | sign 2 | sign 3 | sign 1 | code 0 | code 1 | code 2 | code 3 |
+//!
+//! Pairs 0 and 1 take one mask for both, pairs 2 and 3 one for each, and every shift is to the left, which is a multiplication
+//! where those have a unit of their own.
 //!
 //! A plane's words are stored in chunks of 16 bytes (8 for 2 bits, 4 for 1 bit): first chunk 0 of all
 //! 32 slots, then chunk 1, so that the threads of a SIMD-group load consecutive memory.
@@ -431,6 +441,10 @@ impl FragmentLayout {
                 match width {
                     1 => pack_plane::<1>(r, &values, shift, plane),
                     2 => pack_plane::<2>(r, &values, shift, plane),
+                    4 if self.code == FragmentCode::Fp4 => {
+                        pack_plane::<4>(r, &values, shift, plane);
+                        take_apart(r, plane);
+                    }
                     4 => pack_plane::<4>(r, &values, shift, plane),
                     8 => pack_plane::<8>(r, &values, shift, plane),
                     16 => pack_plane::<16>(r, &values, shift, plane),
@@ -589,6 +603,21 @@ fn pack_plane<const WIDTH: u32>(
             let bytes = &mut plane[at..at + 4];
             let there = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
             bytes.copy_from_slice(&(there | word).to_le_bytes());
+        }
+    }
+}
+
+/// Puts the E2M1 codes of row `r` of a block, four to 16 bits in order, where the module's documentation says.
+fn take_apart(r: usize, plane: &mut [u8]) {
+    let (g, h) = (r % 8, r / 8);
+    for slot in 4 * g..4 * g + 4 {
+        for half in plane[16 * slot + 8 * h..][..8].chunks_exact_mut(2) {
+            let codes = u16::from_le_bytes([half[0], half[1]]);
+            let magnitude = |q: u32| codes >> (4 * q) & 7;
+            let sign = |q: u32| codes >> (4 * q + 3) & 1;
+            let signs = sign(0) << 15 | sign(2) << 14 | sign(3) << 13 | sign(1) << 12;
+            let rest = magnitude(0) << 9 | magnitude(1) << 6 | magnitude(2) << 3 | magnitude(3);
+            half.copy_from_slice(&(signs | rest).to_le_bytes());
         }
     }
 }

@@ -15,6 +15,11 @@ fn value(layout: &FragmentLayout, m: &FragmentMatrix, row: usize, k: usize) -> f
     let two = |plane| word(plane, 2, h) >> (2 * p + 16 * odd) & 3;
     let one = |plane| word(plane, 1, 0) >> (p + 8 * h + 16 * odd) & 1;
     let four = || word(0, 4, 2 * h + p / 4) >> (4 * (p % 4) + 16 * odd) & 15;
+    let apart = || {
+        let half = word(0, 4, 2 * h + p / 4) >> (16 * odd);
+        let (sign, rest) = [(15, 9), (12, 6), (14, 3), (13, 0)][p % 4];
+        (half >> sign & 1) << 3 | half >> rest & 7
+    };
     let eight = || word(0, 4, 4 * h + p / 2) >> (8 * (p % 2) + 16 * odd) & 255;
     let sixteen = || (word(0, 4, 8 * h + p) >> (16 * odd)) as u16;
     let code = match layout.code {
@@ -23,7 +28,8 @@ fn value(layout: &FragmentLayout, m: &FragmentMatrix, row: usize, k: usize) -> f
         FragmentCode::F32 => return f32::from_bits(word(0, 4, 16 * h + 2 * p + odd)),
         FragmentCode::U2 => two(0),
         FragmentCode::U3 => two(0) | one(256) << 2,
-        FragmentCode::U4 | FragmentCode::Fp4 => four(),
+        FragmentCode::U4 => four(),
+        FragmentCode::Fp4 => apart(),
         FragmentCode::U5 => four() | one(512) << 4,
         FragmentCode::U6 => four() | two(512) << 4,
         FragmentCode::U8 | FragmentCode::Fp8 => eight(),

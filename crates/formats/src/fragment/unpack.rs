@@ -184,6 +184,7 @@ impl<'a> Fragments<'a> {
                 match width {
                     1 => unpack_plane::<1>(r, plane, shift, &mut values),
                     2 => unpack_plane::<2>(r, plane, shift, &mut values),
+                    4 if layout.code == FragmentCode::Fp4 => put_together(r, plane, &mut values),
                     4 => unpack_plane::<4>(r, plane, shift, &mut values),
                     8 => unpack_plane::<8>(r, plane, shift, &mut values),
                     16 => unpack_plane::<16>(r, plane, shift, &mut values),
@@ -236,6 +237,22 @@ fn unpack_plane<const WIDTH: u32>(
             let at = 4 * ((index / chunk * 32 + slot) * chunk + index % chunk);
             let word = u32::from_le_bytes([plane[at], plane[at + 1], plane[at + 2], plane[at + 3]]);
             values[j / 4 * 16 + 4 * t + j % 4] |= ((word >> bit) & mask) << shift;
+        }
+    }
+}
+
+/// The E2M1 codes of a row, from where `take_apart` put their bits.
+fn put_together(r: usize, plane: &[u8], values: &mut [u32; BLOCK_COLS]) {
+    let (g, h) = (r % 8, r / 8);
+    for t in 0..4 {
+        let words = &plane[16 * (4 * g + t) + 8 * h..][..8];
+        for (i, half) in words.chunks_exact(2).enumerate() {
+            let half = u32::from(u16::from_le_bytes([half[0], half[1]]));
+            for (q, (sign, rest)) in [(15, 9), (12, 6), (14, 3), (13, 0)].into_iter().enumerate() {
+                let j = 2 * (i / 2 * 4 + q) + i % 2;
+                let code = (half >> sign & 1) << 3 | half >> rest & 7;
+                values[j / 4 * 16 + 4 * t + j % 4] = code;
+            }
         }
     }
 }

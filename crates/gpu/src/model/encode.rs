@@ -12,11 +12,12 @@ use super::plan::{AttentionStep, NormStep, Place, Plan, Step};
 use super::{Activation, Shared};
 use crate::ops::activation::{GateActivation, gated_activation};
 use crate::ops::attention::{Attention, DecodeShape};
+use crate::ops::attention_append::{AttentionAppend, can_append};
 use crate::ops::embed::{gather_rows, gather_weight_rows};
 use crate::ops::kv_cache::{AppendKv, KvAddressing};
 use crate::ops::linear::{
-    Activation as Gated, Epilogue, FragmentWeights, NextNorm, PendingNorm, SHARED_NORM_TOKENS,
-    SharedNorm, gemm_between_norms, gemv,
+    Activation as Gated, Epilogue, FragmentWeights, Neighbours, NextNorm, PendingNorm,
+    SHARED_NORM_TOKENS, gemm_among_others, gemv,
 };
 use crate::ops::norm::{NormWeight, rms_norm, rms_norm_add};
 use crate::ops::rope::Rotation;
@@ -278,8 +279,8 @@ impl<T: Activation> Encoder<'_, T> {
             }),
             _ => None,
         };
-        let norms = SharedNorm { pending, next };
-        gemm_between_norms(list, shape, &weights, x, y, tokens, epilogue, None, norms)
+        let neighbours = Neighbours { pending, next };
+        gemm_among_others(list, shape, &weights, x, y, tokens, epilogue, None, neighbours)
     }
 
     /// Whether a product runs on matrix fragments.
@@ -315,6 +316,9 @@ impl<T: Activation> Encoder<'_, T> {
         let cache = &self.memory.caches[step.cache];
         let (sequences, positions) = (self.input(&words.sequences)?, self.input(&words.positions)?);
         let addressing = KvAddressing::Contiguous { blocks: self.memory.blocks };
+        if self.appends(step) {
+            return self.append_and_attend(list, step, sequences, positions);
+        }
         if spec.rope.is_some() || step.q_norm.is_some() || step.k_norm.is_some() {
             self.rotate_and_append(list, step, sequences, positions)?;
         } else {
@@ -331,16 +335,13 @@ impl<T: Activation> Encoder<'_, T> {
             }
             .encode(properties, list)?;
         }
-        let (tokens, heads) = (self.shape.tokens as u32, spec.heads as u32);
+        let heads = spec.heads as u32;
         let (tiles, shape) = match self.shape.tiles {
             Some(_) => {
                 let shape = self.memory.row_shapes[cache.row_shape];
                 (Some((self.input(&words.tiles[cache.row_shape])?, shape)), DecodeShape::WHOLE)
             }
-            None => {
-                let context = self.shape.context.min(spec.window.unwrap_or(usize::MAX)) as u32;
-                (None, DecodeShape::choose(&cache.layout, heads, tokens, context, properties))
-            }
+            None => (None, self.decode_shape(step)),
         };
         Attention {
             query: self.read(*q)?,
@@ -361,6 +362,75 @@ impl<T: Activation> Encoder<'_, T> {
             out_stride: out.stride as u32,
         }
         .encode(properties, list)
+    }
+
+    /// How single tokens' context is divided.
+    fn decode_shape(&self, step: &AttentionStep) -> DecodeShape {
+        let AttentionStep { spec, .. } = step;
+        let layout = &self.memory.caches[step.cache].layout;
+        let (tokens, heads) = (self.shape.tokens as u32, spec.heads as u32);
+        let context = self.shape.context.min(spec.window.unwrap_or(usize::MAX)) as u32;
+        DecodeShape::choose(layout, heads, tokens, context, self.properties())
+    }
+
+    /// Whether rotation, cache and attention can be one dispatch: every token of a sequence of its own, and nothing normed.
+    fn appends(&self, step: &AttentionStep) -> bool {
+        let AttentionStep { q, k, v, spec, .. } = step;
+        let together = q.slot == k.slot && k.slot == v.slot;
+        let layout = &self.memory.caches[step.cache].layout;
+        self.shape.tiles.is_none()
+            && together
+            && step.q_norm.is_none()
+            && step.k_norm.is_none()
+            && spec.rope.as_ref().is_some_and(|rope| {
+                let (heads, pairs) = (spec.heads as u32, rope.inverse_frequencies.len());
+                let shape = self.decode_shape(step);
+                can_append(layout, heads, rope.style, pairs, shape, self.properties())
+            })
+    }
+
+    fn append_and_attend(
+        &self,
+        list: &mut CommandList,
+        step: &AttentionStep,
+        sequences: View<'_, u32>,
+        positions: View<'_, u32>,
+    ) -> Result<(), GpuError> {
+        let AttentionStep { q, k, v, out, spec, .. } = step;
+        let cache = &self.memory.caches[step.cache];
+        let heads = |place: Place| HeadRows { first: place.first, stride: place.stride };
+        AttentionAppend {
+            // The whole rows: each finds its own columns.
+            rows: self.read(Place { first: 0, width: q.stride, ..*q })?,
+            heads: spec.heads as u32,
+            q: heads(*q),
+            k: heads(*k),
+            v: heads(*v),
+            rotation: self.rotation(step),
+            sequences,
+            positions,
+            cache: cache.buffer.view_mut()?,
+            layout: cache.layout,
+            addressing: KvAddressing::Contiguous { blocks: self.memory.blocks },
+            scale: spec.scale,
+            window: spec.window.map(|window| window as u32),
+            softcap: spec.softcap,
+            shape: self.decode_shape(step),
+            workspace: self.memory.workspace.view_mut()?,
+            out: self.write(*out)?,
+            out_stride: out.stride as u32,
+        }
+        .encode(self.properties(), list)
+    }
+
+    fn rotation(&self, step: &AttentionStep) -> Rotation<'_> {
+        let rope = step.spec.rope.as_ref();
+        Rotation {
+            head_dim: step.spec.head_dim,
+            style: rope.map_or(RopeStyle::HalfSplit, |r| r.style),
+            inverse_frequencies: self.memory.frequencies[step.frequencies].view(),
+            magnitude: rope.map_or(1.0, |r| r.magnitude),
+        }
     }
 
     /// Norms and rotates queries in place, and keys on their way into the cache, where the values go too.
@@ -400,12 +470,7 @@ impl<T: Activation> Encoder<'_, T> {
             v: heads(*v),
             q_norm: norm(step.q_norm, q_weight.as_deref()),
             k_norm: norm(step.k_norm, k_weight.as_deref()),
-            rotation: Rotation {
-                head_dim: spec.head_dim,
-                style: spec.rope.as_ref().map_or(RopeStyle::HalfSplit, |r| r.style),
-                inverse_frequencies: self.memory.frequencies[step.frequencies].view(),
-                magnitude: spec.rope.as_ref().map_or(1.0, |r| r.magnitude),
-            },
+            rotation: self.rotation(step),
             sequences,
             positions,
             cache: cache.buffer.view_mut()?,

@@ -222,20 +222,25 @@ impl DecodeShape {
     }
 }
 
-/// How `attention_short` divides its work.
+/// How `attention_short` and `attention_append` divide their work.
 #[derive(Clone, Copy)]
-struct ShortShape {
+pub(super) struct ShortShape {
     /// Query heads of a threadgroup.
-    rows: u32,
-    simdgroups: u32,
+    pub(super) rows: u32,
+    pub(super) simdgroups: u32,
     /// Lanes that share a position's key.
-    slices: u32,
-    columns: u32,
-    lane_rows: u32,
+    pub(super) slices: u32,
+    pub(super) columns: u32,
+    pub(super) lane_rows: u32,
 }
 
 impl ShortShape {
-    fn new(layout: &KvLayout, group: u32, split: bool, properties: &DeviceProperties) -> Self {
+    pub(super) fn new(
+        layout: &KvLayout,
+        group: u32,
+        split: bool,
+        properties: &DeviceProperties,
+    ) -> Self {
         let width = properties.simd_width;
         let limit = properties.threadgroup_bytes.min(THREADGROUP_BYTES);
         let threads = if split { 256 } else { 512 };
@@ -262,9 +267,37 @@ impl ShortShape {
         }
     }
 
-    fn shared_floats(&self, layout: &KvLayout) -> u32 {
+    pub(super) fn shared_floats(&self, layout: &KvLayout) -> u32 {
         self.simdgroups * self.rows * (layout.head_dim() + 2)
     }
+}
+
+/// Appends the reduction after a context in so many parts, whose results are there.
+pub(super) fn encode_reduction<T: Element>(
+    commands: &mut CommandList,
+    (splits, partial): (u32, View<'_, f32>),
+    out: ViewMut<'_, T>,
+    out_stride: u32,
+    tokens: u32,
+    heads: u32,
+    head_dim: u32,
+) {
+    commands.launch(
+        AttentionReduce {
+            partial,
+            out,
+            args: AttentionReduceArgs { heads, splits, out_stride, unused: 0 },
+            shared: reduce_shared(splits),
+            constants: AttentionConstants { head_dim, ..REDUCE_CONSTANTS },
+            elements: PhantomData,
+        },
+        Grid::xy(
+            heads,
+            tokens,
+            // Few splits leave most threads of a large threadgroup without any.
+            if splits <= 32 { REDUCE_THREADS / 4 } else { REDUCE_THREADS },
+        ),
+    );
 }
 
 /// Floats that a split context needs for its partial results; 1 without a split.
@@ -447,32 +480,11 @@ impl<T: Element> Attention<'_, T> {
         );
     }
 
-    /// Appends the reduction after a split context.
     fn encode_reduction(&self, commands: &mut CommandList) {
-        commands.launch(
-            AttentionReduce {
-                partial: self.workspace.read(),
-                out: self.out,
-                args: AttentionReduceArgs {
-                    heads: self.heads,
-                    splits: self.shape.splits,
-                    out_stride: self.out_stride,
-                    unused: 0,
-                },
-                shared: reduce_shared(self.shape.splits),
-                constants: AttentionConstants {
-                    head_dim: self.layout.head_dim(),
-                    ..REDUCE_CONSTANTS
-                },
-                elements: PhantomData,
-            },
-            Grid::xy(
-                self.heads,
-                self.sequences.len() as u32,
-                // Few splits leave most threads of a large threadgroup without any.
-                if self.shape.splits <= 32 { REDUCE_THREADS / 4 } else { REDUCE_THREADS },
-            ),
-        );
+        let tokens = self.sequences.len() as u32;
+        let head_dim = self.layout.head_dim();
+        let parts = (self.shape.splits, self.workspace.read());
+        encode_reduction(commands, parts, self.out, self.out_stride, tokens, self.heads, head_dim);
     }
 
     /// Appends the dispatch of `attention_prefill`.

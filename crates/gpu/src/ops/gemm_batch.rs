@@ -91,6 +91,7 @@ fn shape(c: &Candidate, weights: &FragmentWeights, depth: u32) -> GemmShape {
         stages: c.stages,
         prescaled: true,
         batched: true,
+        ring: 0,
     }
 }
 

@@ -16,6 +16,8 @@ use crate::{CommandList, DeviceProperties, GpuError};
 const KERNEL: &str = "hadamard";
 /// Threads of a tile: the kernel's own number.
 const TILE_THREADS: u32 = 64;
+/// Threads of a tile of `hadamard` with order 1: the kernel's own number.
+const WIDE_THREADS: u32 = 128;
 const ACROSS_THREADS: u32 = 256;
 /// Levels that `hadamard_across` does at once.
 const ACROSS_LEVELS: u32 = 4;
@@ -169,7 +171,8 @@ pub fn hadamard<T: Element>(
                     elements: PhantomData,
                 };
                 let tiles = groups_of(KERNEL, elements.div_ceil(tile), 1)?;
-                list.launch(launcher, Grid::x(tiles, TILE_THREADS));
+                let threads = if order == 1 { WIDE_THREADS } else { TILE_THREADS };
+                list.launch(launcher, Grid::x(tiles, threads));
             }
             Pass::Across { order, levels, stride } => {
                 let count = if stride.is_multiple_of(4) { 4 } else { 1 };

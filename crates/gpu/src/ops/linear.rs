@@ -1,144 +1,15 @@
 //! Products with quantised matrices: `gemv` and `gemm` of `marlin-kernels`.
 
-use marlin_formats::Matrix;
-use marlin_formats::fragment::{
-    BLOCK_ROWS, FragmentCode, FragmentLayout, FragmentMatrix, FragmentMin, FragmentScale,
-};
+use marlin_formats::fragment::{BLOCK_ROWS, FragmentLayout};
 use marlin_kernels::gemm::{Gemm, GemmArgs, GemmConstants, GemmReduce};
 use marlin_kernels::gemv::{Gemv, GemvArgs, GemvConstants};
 use marlin_kernels::signature::ElementType;
 use marlin_kernels::{Element, Grid, View, ViewMut};
 
+pub use super::fragment_weights::FragmentWeights;
 use super::gemm_batch;
-use crate::{Buffer, CommandList, Device, DeviceProperties, GpuError};
-
-/// A matrix in device memory, in the fragment layout; or two of the same shape, gate and up, one
-/// after the other.
-#[derive(Clone, Debug)]
-pub struct FragmentWeights {
-    layout: FragmentLayout,
-    pub(super) parts: usize,
-    pub(crate) codes: Buffer<u32>,
-    pub(crate) scales: Option<Buffer<u8>>,
-    pub(crate) mins: Option<Buffer<u8>>,
-    pub(crate) supers: Option<Buffer<half::f16>>,
-}
-
-impl FragmentWeights {
-    /// Packs one matrix, or gate and up, and uploads it.
-    ///
-    /// # Errors
-    /// A format without a fragment layout, matrices that differ in shape or format, or the device failed.
-    #[track_caller]
-    pub fn upload(
-        device: &dyn Device,
-        label: &str,
-        matrices: &[Matrix<'_>],
-    ) -> Result<Self, GpuError> {
-        let refuse = |reason: String| GpuError::Launch { kernel: label.to_owned(), reason };
-        let first = matrices.first().ok_or_else(|| refuse("no matrix".to_owned()))?;
-        let layout = FragmentLayout::new(first.format, first.rows, first.cols, first.tensor_scale)
-            .ok_or_else(|| {
-                refuse(format!(
-                    "{} has no fragment layout: its groups are not 16, 32 or a multiple of 64 \
-                         columns",
-                    first.format
-                ))
-            })?;
-        let mut all = FragmentMatrix::default();
-        for matrix in matrices {
-            let packed = layout.pack(matrix).map_err(|e| refuse(e.to_string()))?;
-            all.codes.extend(packed.codes);
-            all.scales.extend(packed.scales);
-            all.mins.extend(packed.mins);
-            all.supers.extend(packed.supers);
-        }
-        Self::from_packed(device, label, layout, matrices.len(), &all)
-    }
-
-    /// Uploads `parts` matrices of `layout` that are packed already, one after the other.
-    ///
-    /// # Errors
-    /// Buffers of another size than the layout's, or the device failed.
-    #[track_caller]
-    pub fn from_packed(
-        device: &dyn Device,
-        label: &str,
-        layout: FragmentLayout,
-        parts: usize,
-        packed: &FragmentMatrix,
-    ) -> Result<Self, GpuError> {
-        let lengths =
-            [packed.codes.len(), packed.scales.len(), packed.mins.len(), packed.supers.len()];
-        let expected = layout.sizes().map(|bytes| bytes * parts);
-        if lengths != expected {
-            return Err(GpuError::Launch {
-                kernel: label.to_owned(),
-                reason: format!("buffers of {lengths:?} bytes, expected {expected:?}"),
-            });
-        }
-        let bytes = |part: &str, b: &[u8]| match b.is_empty() {
-            true => Ok(None),
-            false => device.upload_new(&format!("{label} {part}"), b).map(Some),
-        };
-        Ok(Self {
-            layout,
-            parts,
-            codes: device.upload_bytes(&format!("{label} codes"), &packed.codes)?,
-            scales: bytes("scales", &packed.scales)?,
-            mins: bytes("minimums", &packed.mins)?,
-            supers: match packed.supers.is_empty() {
-                true => None,
-                false => {
-                    Some(device.upload_bytes(&format!("{label} super-blocks"), &packed.supers)?)
-                }
-            },
-        })
-    }
-
-    /// Matrices whose parts are in device memory already: codes, scales, minimums and super-blocks of
-    /// [`FragmentLayout::sizes`] bytes, `parts` times.
-    pub(crate) fn from_buffers(
-        layout: FragmentLayout,
-        parts: usize,
-        codes: Buffer<u32>,
-        [scales, mins]: [Option<Buffer<u8>>; 2],
-        supers: Option<Buffer<half::f16>>,
-    ) -> Self {
-        Self { layout, parts, codes, scales, mins, supers }
-    }
-
-    /// The layout of one part.
-    pub fn layout(&self) -> &FragmentLayout {
-        &self.layout
-    }
-
-    /// Bytes that a product reads.
-    pub fn bytes(&self) -> usize {
-        self.layout.bytes() * self.parts
-    }
-
-    /// Whether units of 128 columns have one scale.
-    pub(crate) fn allows_wide(&self) -> bool {
-        self.layout.blocks().is_multiple_of(2) && self.group_constant().is_multiple_of(128)
-    }
-
-    /// Whether scales can multiply the weights in f16.
-    pub(crate) fn allows_prescaled(&self) -> bool {
-        self.layout.scale == FragmentScale::F16 && self.layout.min == FragmentMin::None
-    }
-
-    /// Whether weights with their scales can be f16, as `gemm_batch` needs them.
-    pub fn allows_batched(&self) -> bool {
-        use FragmentScale::{E4M3, F16, None, SuperBlock};
-        matches!(self.layout.scale, None | F16 | E4M3 | SuperBlock)
-            && !matches!(self.layout.min, FragmentMin::F32)
-    }
-
-    pub(super) fn group_constant(&self) -> u32 {
-        if self.layout.group == self.layout.padded_cols() { 0 } else { self.layout.group as u32 }
-    }
-}
+pub use super::gemm_shape::GemmShape;
+use crate::{Buffer, CommandList, DeviceProperties, GpuError};
 
 /// What follows the sums.
 #[derive(Clone, Copy, Default)]
@@ -153,16 +24,17 @@ pub struct Epilogue<'a> {
     pub stride: usize,
 }
 
-/// A norm that two products share, without a dispatch of its own: the one before it writes its result times the norm's
-/// weight, and the one after it divides its sums by the root of the mean square.
-pub struct SharedNorm<'a, T> {
-    /// This product's x was written by a product with `next`.
+/// What a product does for the products before and after it.
+pub struct Neighbours<'a, T> {
+    /// This product's x was written by a product with `next`: a norm that two products share, without a dispatch of its
+    /// own. The one before it writes its result times the norm's weight, and the one after it divides its sums by the root
+    /// of the mean square.
     pub pending: Option<PendingNorm<'a>>,
-    /// What comes after this product.
+    /// The norm that comes after this product.
     pub next: Option<NextNorm<'a, T>>,
 }
 
-impl<T> Default for SharedNorm<'_, T> {
+impl<T> Default for Neighbours<'_, T> {
     fn default() -> Self {
         Self { pending: None, next: None }
     }
@@ -200,130 +72,6 @@ pub enum Activation {
     Silu,
     /// GELU with tanh.
     Gelu,
-}
-
-/// How a `gemm` divides its work; what an autotuner chooses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-pub struct GemmShape {
-    /// Tiles of 8 tokens of a SIMD-group: 1, 2, 4 or 8; where batched also 16.
-    pub tiles: u32,
-    /// Blocks of 16 rows of a SIMD-group: 1 or 2.
-    pub row_blocks: u32,
-    /// SIMD-groups along the rows; where batched a multiple of 4.
-    pub row_groups: u32,
-    /// SIMD-groups along k.
-    pub k_groups: u32,
-    /// Blocks asked for ahead: 1, 2 or 4.
-    pub depth: u32,
-    /// x goes through threadgroup memory.
-    pub staged: bool,
-    /// Parts of k between threadgroups.
-    pub splits: u32,
-    /// Units of 128 columns instead of 64; needs an even number of blocks, and groups of a multiple of
-    /// 128 columns or of the whole row.
-    pub wide: bool,
-    /// Rounds of x in threadgroup memory at a time, where staged: 2, 3 or 4. Where batched, 3, or 4 to ask for x
-    /// two rounds ahead.
-    pub stages: u32,
-    /// Scales multiply the weights in f16 instead of the sums in f32; needs f16 scales and no minimums.
-    pub prescaled: bool,
-    /// By `gemm_batch`, whose SIMD-groups multiply in teams: needs scales with the range of f16. `staged`, `wide` and
-    /// `prescaled` say nothing then.
-    #[serde(default)]
-    pub batched: bool,
-}
-
-impl GemmShape {
-    /// A shape that is good without measuring, for a product with `weights` and so many tokens.
-    ///
-    /// Few tokens: enough SIMD-groups along k that every compute unit has one threadgroup per 16 rows or so. More
-    /// tokens: x is read once per threadgroup, so threadgroups take as many rows as leave no unit without one.
-    /// The numbers are those that were fastest on an H100 (`docs/performance.md`).
-    pub fn choose(
-        properties: &DeviceProperties,
-        weights: &FragmentWeights,
-        tokens: usize,
-        gated: bool,
-    ) -> Self {
-        // Up to two tiles memory is the bound, and what SIMD-groups do on their own is the faster for it.
-        if properties.multiplies_in_teams() && weights.allows_batched() && tokens > 16 {
-            return gemm_batch::choose(properties, weights, tokens, gated);
-        }
-        let layout = weights.layout();
-        let blocks = layout.blocks() as u32;
-        let wide = weights.allows_wide();
-        let units = if wide { blocks / 2 } else { blocks };
-        // Row blocks that each compute unit has to take.
-        let share = layout.row_blocks() as f32 / properties.compute_units.max(1) as f32;
-        let tiles = (tokens.div_ceil(8) as u32).next_power_of_two().clamp(1, 8);
-        let (tiles, row_blocks, row_groups, k_groups, depth, stages) = match tiles {
-            1 if gated => (1, 2, 1, 4, 1, 2),
-            // Where all of a SIMD-group's blocks are asked for at once, nothing is left to wait for.
-            1 if share <= 2.5 && units <= 32 => (1, 1, 1, 16, 2, 2),
-            1 if share <= 2.5 => (1, 1, 1, 16, 1, 2),
-            1 if share <= 5.0 => (1, 1, 1, 8, 2, 2),
-            // E2M1 takes more instructions to decode, and so more threads.
-            1 if share > 10.0 && layout.code == FragmentCode::Fp4 => (1, 1, 1, 8, 1, 2),
-            1 => (1, 2, 1, 4, 2, 2),
-            2 if share <= 3.0 => (2, 1, 2, 8, 1, 4),
-            2 if share <= 5.0 => (2, 1, 4, 8, 1, 3),
-            2 if share <= 7.0 => (2, 2, 2, 4, 2, 2),
-            2 if share <= 10.0 => (2, 2, 4, 4, 2, 3),
-            2 => (2, 2, 4, 2, 2, 2),
-            // Prompts: threadgroups as large as they can be, and along k only as many as leave no unit without one.
-            _ if tokens > 64 && share * (tokens as f32 / 64.0) < 32.0 => (8, 2, 8, 2, 1, 4),
-            _ if tokens > 64 => (8, 2, 8, 1, 1, 4),
-            _ if share <= 3.0 => (4, 2, 2, 4, 1, 2),
-            _ if share <= 5.0 => (4, 2, 2, 4, 1, 3),
-            tiles if share <= 10.0 => (tiles, 2, 4, 4, 1, 3),
-            tiles => (tiles, 2, 4, 2, 1, 3),
-        };
-        // Sixteen SIMD-groups with eight tiles each have no registers for two blocks of weights.
-        let wide = wide && !(tiles == 8 && k_groups == 4);
-        let mut shape = Self {
-            tiles,
-            row_blocks: if gated { 2 } else { row_blocks },
-            row_groups,
-            // No more than there are units of work, as a power of two.
-            k_groups: k_groups.min(blocks.next_power_of_two()),
-            // Units of one block are half as long: ask for twice as many, registers allowing.
-            depth: if wide || tiles == 8 { depth } else { (2 * depth).min(4) },
-            staged: tiles > 1,
-            splits: 1,
-            wide,
-            stages,
-            prescaled: tiles == 8 && weights.allows_prescaled(),
-            batched: false,
-        };
-        // What does not fit into threadgroup memory: first less of x ahead, then fewer SIMD-groups.
-        while shape.threadgroup_bytes() > properties.threadgroup_bytes {
-            if shape.stages > 2 {
-                shape.stages -= 1;
-            } else if shape.k_groups > 1 {
-                shape.k_groups /= 2;
-            } else if shape.wide && shape.staged {
-                shape.wide = false;
-            } else if shape.row_groups > 1 {
-                shape.row_groups /= 2;
-            } else {
-                break;
-            }
-        }
-        shape
-    }
-
-    /// Bytes of threadgroup memory.
-    pub fn threadgroup_bytes(&self) -> u32 {
-        if self.batched {
-            return gemm_batch::threadgroup_bytes(self);
-        }
-        let sums = self.k_groups * self.row_groups * self.row_blocks * 16 * self.tiles * 8 * 4;
-        let columns = self.k_groups * if self.wide { 128 } else { 64 };
-        let stages = self.stages * self.tiles * 8 * (columns + 16) * 2;
-        // Of a shared norm: the SIMD-groups' squares.
-        let squares = if self.tiles == 1 { self.k_groups * self.row_groups * 8 * 4 } else { 0 };
-        (sums + squares).max(if self.staged { stages } else { 0 })
-    }
 }
 
 /// The sizes of a product and where they come from, checked.
@@ -501,15 +249,16 @@ pub fn gemm<T: Element>(
     epilogue: Epilogue<'_>,
     partial: Option<ViewMut<'_, f32>>,
 ) -> Result<(), GpuError> {
-    gemm_between_norms(list, shape, weights, x, y, tokens, epilogue, partial, SharedNorm::default())
+    let neighbours = Neighbours::default();
+    gemm_among_others(list, shape, weights, x, y, tokens, epilogue, partial, neighbours)
 }
 
-/// As [`gemm`], with norms that it shares with the products before and after it.
+/// As [`gemm`], with what it does for the products before and after it.
 ///
 /// # Errors
 /// As [`gemm`]; more than [`SHARED_NORM_TOKENS`] tokens, parts of k between threadgroups, or buffers of other lengths.
 #[allow(clippy::too_many_arguments, reason = "a product has so many parts")]
-pub fn gemm_between_norms<T: Element>(
+pub fn gemm_among_others<T: Element>(
     list: &mut CommandList,
     shape: GemmShape,
     weights: &FragmentWeights,
@@ -518,9 +267,9 @@ pub fn gemm_between_norms<T: Element>(
     tokens: usize,
     epilogue: Epilogue<'_>,
     partial: Option<ViewMut<'_, f32>>,
-    norms: SharedNorm<'_, T>,
+    neighbours: Neighbours<'_, T>,
 ) -> Result<(), GpuError> {
-    let shares = norms.pending.is_some() || norms.next.is_some();
+    let shares = neighbours.pending.is_some() || neighbours.next.is_some();
     if shape.batched && !shares {
         return gemm_batch::gemm_batch(list, shape, weights, x, y, tokens, epilogue, partial);
     }
@@ -528,7 +277,7 @@ pub fn gemm_between_norms<T: Element>(
     let layout = weights.layout();
     let refuse = |reason: String| Err(GpuError::Launch { kernel: "gemm".to_owned(), reason });
     let GemmShape { tiles, row_blocks, row_groups, k_groups, depth, staged, .. } = shape;
-    let GemmShape { splits, wide, stages, prescaled, .. } = shape;
+    let GemmShape { splits, wide, stages, prescaled, ring, .. } = shape;
     let gated = epilogue.gated.is_some();
     if !matches!(tiles, 1 | 2 | 4 | 8)
         || !matches!(depth, 1 | 2 | 4)
@@ -540,6 +289,8 @@ pub fn gemm_between_norms<T: Element>(
         || (tiles > 1 && !staged)
         || (wide && !weights.allows_wide())
         || (prescaled && !weights.allows_prescaled())
+        || !matches!(ring, 0 | 2 | 4 | 8)
+        || (ring > 0 && (tiles > 1 || staged || !wide || !weights.allows_ring()))
     {
         return refuse(format!("{shape:?}, which the kernel does not have"));
     }
@@ -555,10 +306,14 @@ pub fn gemm_between_norms<T: Element>(
         }
         let (rows, cols) = (layout.rows, layout.cols);
         let lengths = [
-            ("pending squares", norms.pending.map(|n| n.squares.len()), tokens * cols.div_ceil(16)),
-            ("the next norm's weight", norms.next.map(|n| n.weight.len()), rows),
-            ("scaled y", norms.next.map(|n| n.scaled.len()), tokens * rows),
-            ("squares", norms.next.map(|n| n.squares.len()), tokens * rows.div_ceil(16)),
+            (
+                "pending squares",
+                neighbours.pending.map(|n| n.squares.len()),
+                tokens * cols.div_ceil(16),
+            ),
+            ("the next norm's weight", neighbours.next.map(|n| n.weight.len()), rows),
+            ("scaled y", neighbours.next.map(|n| n.scaled.len()), tokens * rows),
+            ("squares", neighbours.next.map(|n| n.squares.len()), tokens * rows.div_ceil(16)),
         ];
         for (name, found, expected) in lengths {
             if let Some(found) = found.filter(|found| *found != expected) {
@@ -587,9 +342,17 @@ pub fn gemm_between_norms<T: Element>(
         wide,
         stages,
         prescaled,
-        norm_in: norms.pending.is_some(),
-        norm_out: norms.next.is_some(),
+        norm_in: neighbours.pending.is_some(),
+        norm_out: neighbours.next.is_some(),
+        ring,
     };
+    let rows_of_group = row_groups * if gated { 1 } else { row_blocks };
+    let grid = Grid::xyz(
+        (layout.row_blocks() as u32).div_ceil(rows_of_group),
+        s.tokens.div_ceil(8 * tiles),
+        splits,
+        32 * row_groups * k_groups,
+    );
     let args = GemmArgs {
         rows: s.rows,
         columns: s.columns,
@@ -599,16 +362,9 @@ pub fn gemm_between_norms<T: Element>(
         blocks: layout.blocks() as u32,
         groups: layout.groups() as u32,
         factor: layout.factor,
-        epsilon: norms.pending.map_or(0.0, |n| n.epsilon),
-        offset: norms.next.map_or(0.0, |n| n.offset),
+        epsilon: neighbours.pending.map_or(0.0, |n| n.epsilon),
+        offset: neighbours.next.map_or(0.0, |n| n.offset),
     };
-    let rows_of_group = row_groups * if gated { 1 } else { row_blocks };
-    let grid = Grid::xyz(
-        (layout.row_blocks() as u32).div_ceil(rows_of_group),
-        s.tokens.div_ceil(8 * tiles),
-        splits,
-        32 * row_groups * k_groups,
-    );
     list.launch(
         Gemm {
             codes: weights.codes.view(),
@@ -619,10 +375,10 @@ pub fn gemm_between_norms<T: Element>(
             bias: epilogue.bias,
             y,
             partial,
-            squares: norms.pending.map(|n| n.squares),
-            next_weight: norms.next.map(|n| n.weight),
-            scaled: norms.next.map(|n| n.scaled),
-            squares_out: norms.next.map(|n| n.squares),
+            squares: neighbours.pending.map(|n| n.squares),
+            next_weight: neighbours.next.map(|n| n.weight),
+            scaled: neighbours.next.map(|n| n.scaled),
+            squares_out: neighbours.next.map(|n| n.squares),
             args,
             scratch: shape.threadgroup_bytes() / 4,
             constants,

@@ -2,9 +2,12 @@
 
 pub mod activation;
 pub mod attention;
+pub mod attention_append;
 pub mod dequant_groups;
 pub mod embed;
+mod fragment_weights;
 pub(crate) mod gemm_batch;
+mod gemm_shape;
 pub mod hadamard;
 pub mod kv_cache;
 mod lengths;

@@ -41,6 +41,9 @@ fn candidates(
     if properties.multiplies_in_teams() && weights.allows_batched() && !few {
         all.extend(gemm_batch::candidates(weights, gated));
     }
+    if few && properties.copies_asynchronously() && weights.allows_ring() {
+        all.extend(rings(blocks, gated));
+    }
     for &row_blocks in row_blocks {
         for &row_groups in row_groups {
             for k_groups in [1, 2, 4, 8, 16] {
@@ -63,12 +66,43 @@ fn candidates(
                             stages,
                             prescaled: tiles == 8 && weights.allows_prescaled(),
                             batched: false,
+                            ring: 0,
                         };
                         if shape.threadgroup_bytes() <= properties.threadgroup_bytes {
                             all.push(shape);
                         }
                     }
                 }
+            }
+        }
+    }
+    all
+}
+
+/// Divisions whose weights wait in threadgroup memory.
+fn rings(blocks: u32, gated: bool) -> Vec<GemmShape> {
+    let mut all = Vec::new();
+    for row_blocks in if gated { 2..=2 } else { 1..=2 } {
+        for k_groups in [2, 4, 8, 16] {
+            for ring in [2, 4, 8] {
+                // Threadgroups of some 8 to 80 KiB, with enough threads to decode as fast as memory reads.
+                if !(8..=64).contains(&(ring * k_groups * row_blocks)) || 2 * k_groups > blocks {
+                    continue;
+                }
+                all.push(GemmShape {
+                    tiles: 1,
+                    row_blocks,
+                    row_groups: 1,
+                    k_groups,
+                    depth: 1,
+                    staged: false,
+                    splits: 1,
+                    wide: true,
+                    stages: 2,
+                    prescaled: false,
+                    batched: false,
+                    ring,
+                });
             }
         }
     }

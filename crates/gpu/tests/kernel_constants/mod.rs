@@ -29,6 +29,21 @@ const INTERESTING: &[(&str, &[Set])] = &[
         ],
     ),
     (
+        "attention_append",
+        &[
+            &[("SLICES", 4), ("TAKEN", 8), ("LANE_ROWS", 2), ("WHOLE", 1), ("BLOCKS_PER_PAGE", 0)],
+            &[
+                ("SLICES", 4),
+                ("TAKEN", 8),
+                ("LANE_ROWS", 2),
+                ("ROW_HEADS", 4),
+                ("SPLIT", 1),
+                ("WHOLE", 1),
+                ("BLOCKS_PER_PAGE", 0),
+            ],
+        ],
+    ),
+    (
         "attention_short",
         &[
             &[("SLICES", 4), ("TAKEN", 8), ("LANE_ROWS", 2), ("WHOLE", 1), ("BLOCKS_PER_PAGE", 0)],
@@ -103,6 +118,16 @@ const INTERESTING: &[(&str, &[Set])] = &[
             &[("CODE", 7), ("SCALE", 2), ("GROUP", 0), ("WIDE", 1)],
             &[("CODE", 9), ("GROUP", 0)],
             &[("CODE", 10), ("GROUP", 0)],
+            &[
+                ("CODE", 6),
+                ("SCALE", 1),
+                ("WIDE", 1),
+                ("RING", 4),
+                ("K_GROUPS", 4),
+                ("ACCUMULATE", 1),
+                ("NORM_IN", 1),
+                ("NORM_OUT", 1),
+            ],
         ],
     ),
     (
@@ -254,7 +279,7 @@ fn ordinary(name: &str, ty: ScalarType) -> u32 {
         "ORDER" => 64,
         "BITS" => 4,
         "BLOCKS_PER_PAGE" => 4,
-        "ACTIVATION" | "CODE" | "SCALE" | "MIN" | "OFFSET" | "KV_FORMAT" => 0,
+        "RING" | "ACTIVATION" | "CODE" | "SCALE" | "MIN" | "OFFSET" | "KV_FORMAT" => 0,
         _ => match ty {
             ScalarType::Bool => 0,
             ScalarType::Float => 1f32.to_bits(),

@@ -1,0 +1,151 @@
+//! How products by matrix fragments divide their work.
+
+use marlin_formats::fragment::FragmentCode;
+
+use super::fragment_weights::FragmentWeights;
+use super::gemm_batch;
+use crate::DeviceProperties;
+
+/// How a `gemm` divides its work; what an autotuner chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct GemmShape {
+    /// Tiles of 8 tokens of a SIMD-group: 1, 2, 4 or 8; where batched also 16.
+    pub tiles: u32,
+    /// Blocks of 16 rows of a SIMD-group: 1 or 2.
+    pub row_blocks: u32,
+    /// SIMD-groups along the rows; where batched a multiple of 4.
+    pub row_groups: u32,
+    /// SIMD-groups along k.
+    pub k_groups: u32,
+    /// Blocks asked for ahead: 1, 2 or 4.
+    pub depth: u32,
+    /// x goes through threadgroup memory.
+    pub staged: bool,
+    /// Parts of k between threadgroups.
+    pub splits: u32,
+    /// Units of 128 columns instead of 64; needs an even number of blocks, and groups of a multiple of
+    /// 128 columns or of the whole row.
+    pub wide: bool,
+    /// Rounds of x in threadgroup memory at a time, where staged: 2, 3 or 4. Where batched, 3, or 4 to ask for x
+    /// two rounds ahead.
+    pub stages: u32,
+    /// Scales multiply the weights in f16 instead of the sums in f32; needs f16 scales and no minimums.
+    pub prescaled: bool,
+    /// By `gemm_batch`, whose SIMD-groups multiply in teams: needs scales with the range of f16. `staged`, `wide` and
+    /// `prescaled` say nothing then.
+    #[serde(default)]
+    pub batched: bool,
+    /// Units that each SIMD-group has on their way in threadgroup memory: 2, 4 or 8; 0: `depth` in registers.
+    #[serde(default)]
+    pub ring: u32,
+}
+
+impl GemmShape {
+    /// A shape that is good without measuring, for a product with `weights` and so many tokens.
+    ///
+    /// Few tokens: enough SIMD-groups along k that every compute unit has one threadgroup per 16 rows or so. More
+    /// tokens: x is read once per threadgroup, so threadgroups take as many rows as leave no unit without one.
+    /// The numbers are those that were fastest on an H100 (`docs/performance.md`).
+    pub fn choose(
+        properties: &DeviceProperties,
+        weights: &FragmentWeights,
+        tokens: usize,
+        gated: bool,
+    ) -> Self {
+        // Up to two tiles memory is the bound, and what SIMD-groups do on their own is the faster for it.
+        if properties.multiplies_in_teams() && weights.allows_batched() && tokens > 16 {
+            return gemm_batch::choose(properties, weights, tokens, gated);
+        }
+        let layout = weights.layout();
+        let blocks = layout.blocks() as u32;
+        let wide = weights.allows_wide();
+        let units = if wide { blocks / 2 } else { blocks };
+        // Row blocks that each compute unit has to take.
+        let share = layout.row_blocks() as f32 / properties.compute_units.max(1) as f32;
+        let tiles = (tokens.div_ceil(8) as u32).next_power_of_two().clamp(1, 8);
+        let (tiles, row_blocks, row_groups, k_groups, depth, stages) = match tiles {
+            1 if gated => (1, 2, 1, 4, 1, 2),
+            // Where all of a SIMD-group's blocks are asked for at once, nothing is left to wait for.
+            1 if share <= 2.5 && units <= 32 => (1, 1, 1, 16, 2, 2),
+            1 if share <= 2.5 => (1, 1, 1, 16, 1, 2),
+            1 if share <= 5.0 => (1, 1, 1, 8, 2, 2),
+            // E2M1 takes more instructions to decode, and so more threads.
+            1 if share > 10.0 && layout.code == FragmentCode::Fp4 => (1, 1, 1, 8, 1, 2),
+            1 => (1, 2, 1, 4, 2, 2),
+            2 if share <= 3.0 => (2, 1, 2, 8, 1, 4),
+            2 if share <= 5.0 => (2, 1, 4, 8, 1, 3),
+            2 if share <= 7.0 => (2, 2, 2, 4, 2, 2),
+            2 if share <= 10.0 => (2, 2, 4, 4, 2, 3),
+            2 => (2, 2, 4, 2, 2, 2),
+            // Prompts: threadgroups as large as they can be, and along k only as many as leave no unit without one.
+            _ if tokens > 64 && share * (tokens as f32 / 64.0) < 32.0 => (8, 2, 8, 2, 1, 4),
+            _ if tokens > 64 => (8, 2, 8, 1, 1, 4),
+            _ if share <= 3.0 => (4, 2, 2, 4, 1, 2),
+            _ if share <= 5.0 => (4, 2, 2, 4, 1, 3),
+            tiles if share <= 10.0 => (tiles, 2, 4, 4, 1, 3),
+            tiles => (tiles, 2, 4, 2, 1, 3),
+        };
+        // Sixteen SIMD-groups with eight tiles each have no registers for two blocks of weights.
+        let wide = wide && !(tiles == 8 && k_groups == 4);
+        let mut shape = Self {
+            tiles,
+            row_blocks: if gated { 2 } else { row_blocks },
+            row_groups,
+            // No more than there are units of work, as a power of two.
+            k_groups: k_groups.min(blocks.next_power_of_two()),
+            // Units of one block are half as long: ask for twice as many, registers allowing.
+            depth: if wide || tiles == 8 { depth } else { (2 * depth).min(4) },
+            staged: tiles > 1,
+            splits: 1,
+            wide,
+            stages,
+            prescaled: tiles == 8 && weights.allows_prescaled(),
+            batched: false,
+            ring: 0,
+        };
+        if shape.tiles == 1 && properties.copies_asynchronously() && weights.allows_ring() {
+            // The fastest on an H200 in a model, where the product before it and the one after it want room too.
+            let ring = match (gated, share) {
+                (true, _) | (_, 10.0..) => Some((2, 4, 1, 2)),
+                (_, ..=2.5) if units <= 32 => Some((1, 16, 1, 0)),
+                (_, ..=2.5) => Some((2, 16, 1, 2)),
+                (_, ..=3.0) => Some((2, 8, 2, 0)),
+                _ => None,
+            };
+            if let Some((row_blocks, k_groups, depth, ring)) = ring.filter(|(_, k, ..)| *k <= units)
+            {
+                shape = Self { row_blocks, row_groups: 1, k_groups, depth, ring, ..shape };
+            }
+        }
+        // What does not fit into threadgroup memory: first less of x ahead, then fewer SIMD-groups.
+        while shape.threadgroup_bytes() > properties.threadgroup_bytes {
+            if shape.stages > 2 {
+                shape.stages -= 1;
+            } else if shape.k_groups > 1 {
+                shape.k_groups /= 2;
+            } else if shape.wide && shape.staged {
+                shape.wide = false;
+            } else if shape.row_groups > 1 {
+                shape.row_groups /= 2;
+            } else {
+                break;
+            }
+        }
+        shape
+    }
+
+    /// Bytes of threadgroup memory.
+    pub fn threadgroup_bytes(&self) -> u32 {
+        if self.batched {
+            return gemm_batch::threadgroup_bytes(self);
+        }
+        let sums = self.k_groups * self.row_groups * self.row_blocks * 16 * self.tiles * 8 * 4;
+        let columns = self.k_groups * if self.wide { 128 } else { 64 };
+        let stages = self.stages * self.tiles * 8 * (columns + 16) * 2;
+        // Of a shared norm: the SIMD-groups' squares.
+        let squares = if self.tiles == 1 { self.k_groups * self.row_groups * 8 * 4 } else { 0 };
+        // Two blocks of 4-bit codes and 16 scales for each row block.
+        let ring = self.ring * self.k_groups * self.row_groups * self.row_blocks * 264 * 4;
+        (sums + squares + ring).max(if self.staged { stages } else { 0 })
+    }
+}
