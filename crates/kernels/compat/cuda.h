@@ -307,6 +307,23 @@ template <typename T> MARLIN_INLINE T load_streaming(const T *p) {
     }
 }
 
+// Memory that no dispatch writes: the compiler may load it whenever it likes, before wait_for_previous() too.
+template <typename T> MARLIN_INLINE T load_constant(const T *p) {
+    static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8, "2, 4 or 8 bytes");
+    T out;
+    if constexpr (sizeof(T) == 2) {
+        asm("ld.global.nc.u16 %0, [%1];" : "=h"(*(ushort *)&out) : "l"(__cvta_generic_to_global(p)));
+    } else if constexpr (sizeof(T) == 4) {
+        asm("ld.global.nc.u32 %0, [%1];" : "=r"(*(uint *)&out) : "l"(__cvta_generic_to_global(p)));
+    } else {
+        uint *words = (uint *)&out;
+        asm("ld.global.nc.v2.u32 {%0, %1}, [%2];"
+            : "=r"(words[0]), "=r"(words[1])
+            : "l"(__cvta_generic_to_global(p)));
+    }
+    return out;
+}
+
 MARLIN_INLINE void copy_async(void *destination, const void *source) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(
                      uint(__cvta_generic_to_shared(destination))),

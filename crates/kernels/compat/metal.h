@@ -123,6 +123,7 @@ template <typename I> static inline void store_float(threadgroup bf16 *p, I i, f
 
 // Metal has no cache hints and, in the language, no asynchronous copy: both are plain accesses.
 template <typename T> static inline T load_streaming(device const T *p) { return *p; }
+template <typename T> static inline T load_constant(device const T *p) { return *p; }
 
 template <typename D, typename S>
 static inline void copy_async(threadgroup D *destination, device const S *source) {

@@ -260,27 +260,27 @@ static inline void load_scale(
     DEVICE(const uchar) scales, DEVICE(const uchar) mins, DEVICE(const half) supers, uint place,
     uint super, THREAD(StoredScale) out) {
     if (SCALE == SCALE_F16) {
-        out->scale.x = *device_cast(const uint, scales + place * 4u);
+        out->scale.x = load_constant(device_cast(const uint, scales + place * 4u));
     }
     if (SCALE == SCALE_F32) {
-        out->scale = *device_cast(const uint2, scales + place * 8u);
+        out->scale = load_constant(device_cast(const uint2, scales + place * 8u));
     }
     if (SCALE == SCALE_E8M0 || SCALE == SCALE_E4M3 || SCALE == SCALE_SUPER) {
-        out->scale.x = uint(*device_cast(const ushort, scales + place * 2u));
+        out->scale.x = uint(load_constant(device_cast(const ushort, scales + place * 2u)));
     }
     if (SCALE == SCALE_SUPER) {
-        out->super_scale = *device_cast(const uint, supers + super * 2u);
+        out->super_scale = load_constant(device_cast(const uint, supers + super * 2u));
     }
     if (MIN == MIN_F16) {
-        out->min.x = *device_cast(const uint, mins + place * 4u);
+        out->min.x = load_constant(device_cast(const uint, mins + place * 4u));
     }
     if (MIN == MIN_F32) {
-        out->min = *device_cast(const uint2, mins + place * 8u);
+        out->min = load_constant(device_cast(const uint2, mins + place * 8u));
     }
     if (MIN == MIN_SUPER) {
-        out->min.x = uint(*device_cast(const ushort, mins + place * 2u));
+        out->min.x = uint(load_constant(device_cast(const ushort, mins + place * 2u)));
         // Eight pairs of scales, then eight of minimums.
-        out->super_min = *device_cast(const uint, supers + (super + 8u) * 2u);
+        out->super_min = load_constant(device_cast(const uint, supers + (super + 8u) * 2u));
     }
 }
 

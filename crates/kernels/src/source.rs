@@ -154,7 +154,32 @@ fn float_literal(value: f32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::float_literal;
+    use super::{float_literal, works_before_waiting};
+
+    /// What stands before the wait decides whether pointers are restricted.
+    #[test]
+    fn kernels_that_work_before_they_wait_are_told_from_those_that_only_wait() {
+        let text = "\nkernel void waits(\n    IN(float) x [[buffer(0)]]) {\n    THREADGROUP_ARRAY(float, y, 4);\n    \
+                    // Nothing.\n    allow_next();\n    wait_for_previous();\n    use(x);\n}\n\nkernel void \
+                    works(\n    IN(float) x [[buffer(0)]]) {\n    allow_next();\n    use(x);\n    \
+                    wait_for_previous();\n}\n\nkernel void neither(\n    IN(float) x [[buffer(0)]]) {\n    use(x);\n}\n";
+        assert!(!works_before_waiting("waits", text));
+        assert!(works_before_waiting("works", text));
+        assert!(!works_before_waiting("neither", text));
+        let real = |file: &str| super::text(file).unwrap_or_default();
+        for (kernel, works) in [
+            ("gemm", true),
+            ("gemm_batch", true),
+            ("rope_append", true),
+            ("attention_short", true),
+            ("attention_append", true),
+            ("rms_norm", false),
+            ("hadamard", false),
+        ] {
+            let file = if kernel == "rms_norm" { "norm" } else { kernel };
+            assert_eq!(works_before_waiting(kernel, &real(file)), works, "{kernel}");
+        }
+    }
 
     #[test]
     fn floats_are_written_so_that_they_read_back_the_same() {

@@ -107,8 +107,7 @@ impl GemmShape {
             // The fastest on an H200 in a model, where the product before it and the one after it want room too.
             let ring = match (gated, share) {
                 (true, _) | (_, 10.0..) => Some((2, 4, 1, 2)),
-                (_, ..=2.5) if units <= 32 => Some((1, 16, 1, 0)),
-                (_, ..=2.5) => Some((2, 16, 1, 2)),
+                (_, ..=2.5) => Some((1, 16, 1, 0)),
                 (_, ..=3.0) => Some((2, 8, 2, 0)),
                 _ => None,
             };

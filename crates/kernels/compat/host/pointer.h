@@ -317,3 +317,7 @@ template<class T, class Space>
 static inline typename marlin::Plain<T>::Type load_streaming(marlin::Pointer<T, Space> p) {
     return *p;
 }
+template<class T, class Space>
+static inline typename marlin::Plain<T>::Type load_constant(marlin::Pointer<T, Space> p) {
+    return *p;
+}

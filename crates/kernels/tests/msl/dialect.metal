@@ -123,7 +123,12 @@ kernel void memory(
         values[i] = load_float(rounded, thread_index + i) + LEVELS[i];
     }
     DEVICE(half) result = y + thread_index;
+    ROLLED
+    for (uint i = 0u; i < 2u; i++) {
+        values[i] = values[i] + values[1u - i];
+    }
     uint4 streamed = load_streaming(x + thread_index);
+    streamed.x = streamed.x + load_constant(device_cast(const uint, x));
     result[0] = half(sum_of(values, 2u) + float(words[thread_index]) + float(streamed.w));
 }
 
