@@ -342,3 +342,71 @@ fn only_widths_that_devices_have_can_be_asked_for() {
         assert!(error.contains("expected 8, 16, 32 or 64"), "{error}");
     }
 }
+
+#[test]
+fn no_allocation_is_larger_than_the_device_allows() {
+    let options = EmulatedOptions { max_buffer_bytes: 1000, ..EmulatedOptions::default() };
+    let device: Box<dyn Device> = Box::new(Emulated::new(options).unwrap());
+    assert_eq!(device.properties().max_buffer_bytes, 1000);
+    let pattern = AccessPattern::DEVICE_ONLY;
+    let first = device.allocate::<u8>("first", 1000, pattern).unwrap();
+    let error = device.allocate::<u8>("second", 1001, pattern).unwrap_err();
+    let expected = GpuError::OutOfMemory {
+        label: "second".to_owned(),
+        needed: 1001,
+        free: 1000,
+        total: EmulatedOptions::default().total_bytes,
+    };
+    assert_eq!(error, expected);
+    drop(first);
+}
+
+/// A buffer can be a range of an allocation that others share: its views and bounds are its own.
+#[test]
+fn a_part_of_an_allocation_is_bound_at_its_offset() {
+    let device = common::emulated(32, true);
+    let whole = device.upload_new("whole", &[1_u32, 2, 3, 4, 5, 6]).unwrap();
+    let part =
+        |offset, len| marlin_gpu::Buffer::<u32>::part_of(whole.allocation().clone(), offset, len);
+    let middle = part(8, 3).unwrap();
+    assert_eq!((middle.len(), middle.offset()), (3, 8));
+    assert_eq!(device.download_all(&middle).unwrap(), [3, 4, 5]);
+    assert_eq!(read_first(&*device, &middle).unwrap(), 3);
+    let out_of_bounds = |error| matches!(error, BindError::OutOfBounds { .. });
+    assert!(middle.slice(1..4).is_err_and(out_of_bounds), "past the part, inside the allocation");
+    assert!(part(12, 4).is_err_and(out_of_bounds));
+    assert!(part(2, 1).is_err_and(|error| matches!(error, BindError::Misaligned { .. })));
+}
+
+#[test]
+fn a_lost_device_answers_everything_with_what_happened() {
+    let options = EmulatedOptions { lost_after: Some(1), ..EmulatedOptions::default() };
+    let device: Box<dyn Device> = Box::new(Emulated::new(options).unwrap());
+    let x = device.upload_new("x", &[7_u32]).unwrap();
+    let shared = device.allocate::<u32>("shared", 1, AccessPattern::READ_BACK).unwrap();
+    assert_eq!(read_first(&*device, &x).unwrap(), 7);
+    // The second submission starts, and does not come back.
+    let mut list = CommandList::new("copy");
+    let region = |buffer: &marlin_gpu::Buffer<u32>| Region {
+        allocation: buffer.allocation().clone(),
+        offset: 0,
+        bytes: 4,
+    };
+    list.push(Command::Copy { source: region(&x), destination: region(&shared) });
+    let recording = device.record(list).unwrap();
+    let error = device.submit(&recording).unwrap().wait().unwrap_err();
+    let expected = GpuError::Lost {
+        device: "emulated".to_owned(),
+        reason: "submission 2 did not come back".to_owned(),
+    };
+    assert_eq!(error, expected);
+    let lost = |result: Result<(), GpuError>| assert_eq!(result, Err(expected.clone()));
+    lost(device.submit(&recording).map(drop));
+    lost(device.read(shared.allocation(), 0, &mut [0; 4]));
+    lost(device.write(shared.allocation(), 0, &[0; 4]));
+    lost(device.upload(x.allocation(), 0, &[0; 4]));
+    lost(device.download(x.allocation(), 0, &mut [0; 4]));
+    lost(device.did_modify(shared.allocation(), 0..4));
+    lost(device.allocate::<u8>("more", 1, AccessPattern::DEVICE_ONLY).map(drop));
+    lost(device.free_bytes().map(drop));
+}

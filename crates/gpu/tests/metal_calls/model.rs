@@ -153,7 +153,7 @@ fn a_model_on_a_device_that_is_removed_says_so_and_frees_what_it_held() -> Resul
         context: 64,
         kv: KvFormat::F16,
     };
-    let mut executor = backend.compile(program, &options)?;
+    let mut executor = backend.compile(program.clone(), &options)?;
     executor.begin_sequence(0, &SamplingSettings::GREEDY, &[])?;
     let step = |executor: &mut Box<dyn Executor>, position: u32| {
         let token = StepToken { id: 3, sequence: 0, position, output: true };
