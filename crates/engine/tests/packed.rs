@@ -266,14 +266,14 @@ fn a_file_cut_to_its_last_byte_still_runs() {
     assert!(weights.adopted_bytes > 0 && weights.uploaded_bytes > 0, "{weights:?}");
 }
 
-/// Issue: peak host memory while loading must not grow with the model. What the loader holds of a matrix is a slice.
+/// From a packed file there is nothing between the mapped pages and the device's memory; `gpu/tests/loading_memory.rs` says
+/// what loading takes of the host's.
 #[test]
-fn staging_does_not_grow_with_the_model() {
+fn nothing_but_the_weights_is_made_while_loading() {
     let folder = tempfile::tempdir().unwrap();
     let path = packed(&fixture("qwen2.gguf"), folder.path());
     let model = load(&path, emulated(discrete(), Activations::F16));
     let report = model.ledger().report();
-    // Nothing but the weights themselves was ever made while loading, and those are the device's.
     let modes = report.buffers.iter().filter(|b| b.phase == Phase::Load).map(|b| b.mode);
     assert!(modes.clone().count() > 0 && modes.into_iter().all(|m| m == StorageMode::Private));
 }
