@@ -34,14 +34,8 @@ pub const ISA_VARIABLE: &str = "MARLIN_CPU";
 
 impl Isa {
     /// All of them, best first.
-    pub const ALL: [Self; 6] = [
-        Self::Amx,
-        Self::Avx512Vnni,
-        Self::Avx2,
-        Self::NeonI8mm,
-        Self::Neon,
-        Self::Portable,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Amx, Self::Avx512Vnni, Self::Avx2, Self::NeonI8mm, Self::Neon, Self::Portable];
 
     /// The name that [`ISA_VARIABLE`] takes.
     pub const fn name(self) -> &'static str {
@@ -130,7 +124,9 @@ impl FromStr for Isa {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IsaError {
     /// No such name.
-    #[error("unknown instruction set `{0}`, expected amx, avx512, avx2, neon, neon-i8mm or portable")]
+    #[error(
+        "unknown instruction set `{0}`, expected amx, avx512, avx2, neon, neon-i8mm or portable"
+    )]
     Unknown(String),
     /// The processor lacks it.
     #[error("this processor does not have the instruction set `{0}`")]
@@ -381,13 +377,8 @@ mod amx {
         }
     }
 
-    pub(super) static KERNELS: Kernels = Kernels {
-        isa: Isa::Amx,
-        matrix_unit: true,
-        tile,
-        multiply: amx::ceiling,
-        ..avx512::TABLE
-    };
+    pub(super) static KERNELS: Kernels =
+        Kernels { isa: Isa::Amx, matrix_unit: true, tile, multiply: amx::ceiling, ..avx512::TABLE };
 }
 
 #[cfg(target_arch = "aarch64")]

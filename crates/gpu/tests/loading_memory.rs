@@ -214,11 +214,11 @@ fn load(format: Format, rows: usize, packed: bool) -> (usize, u64) {
 fn loading_takes_a_few_slices_of_memory_however_large_the_model_is() {
     const MIB: usize = 1 << 20;
     let format: Format = "q4_0".parse().expect("a format");
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(32);
-    // A slice has 4 MiB of codes and its scales; beside them there are threads and lists.
-    let most = workers * 6 * MIB + MIB;
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(16);
+    // A slice has 2 MiB of codes and its scales; beside them there are threads and lists.
+    let most = workers * 3 * MIB + MIB;
     // Enough slices for every worker, and four times as many.
-    let rows = workers * 4 * MIB / (COLUMNS / 2);
+    let rows = workers * 2 * MIB / (COLUMNS / 2);
     let (small, uploaded) = load(format, rows, false);
     let (large, four_times) = load(format, 4 * rows, false);
     assert!(small <= most && large <= most, "{small} and {large} bytes, expected at most {most}");

@@ -430,7 +430,8 @@ impl CpuExecutor {
         let first = block * item_tokens(plan);
         let tokens = (run.len - first).min(item_tokens(plan));
         let count = group * tokens;
-        let row_of = |row: usize| (run.start + first + row % tokens, kv_head * group + row / tokens);
+        let row_of =
+            |row: usize| (run.start + first + row % tokens, kv_head * group + row / tokens);
         for row in 0..count {
             let (token, head) = row_of(row);
             self.prepare_query(plan, &rows, row, token, head);

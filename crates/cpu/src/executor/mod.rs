@@ -170,8 +170,7 @@ impl Scratch {
     }
 
     fn bytes(&self) -> usize {
-        let parts =
-            [&self.normed, &self.header, &self.unpacked, &self.products, &self.attention];
+        let parts = [&self.normed, &self.header, &self.unpacked, &self.products, &self.attention];
         parts.iter().map(|b| b.len()).sum::<usize>() + self.quantised.bytes()
     }
 }

@@ -48,9 +48,7 @@ fn permitted() -> bool {
     static ALLOWED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     // SAFETY: the call takes two integers and changes nothing but what the process may use; a
     // system that does not know it says so.
-    *ALLOWED.get_or_init(|| unsafe {
-        libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) == 0
-    })
+    *ALLOWED.get_or_init(|| unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) == 0 })
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -155,7 +155,11 @@ pub(super) unsafe fn rest<S: Simd, C: Codes, const HALVES: bool, const MIN: bool
 
 /// Writes the tile's scales, then its minimums, as `[groups][16]` f32 to `scratch`.
 #[inline(always)]
-pub(super) unsafe fn expand_header<S: Simd>(layout: &TileLayout, header: *const u8, scratch: *mut f32) {
+pub(super) unsafe fn expand_header<S: Simd>(
+    layout: &TileLayout,
+    header: *const u8,
+    scratch: *mut f32,
+) {
     let groups = layout.groups();
     // SAFETY: the header has the size that the layout says, and the caller vouches for
     // room for 2 · groups · 16 floats.

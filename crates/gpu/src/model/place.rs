@@ -18,12 +18,12 @@ use super::weight::GpuWeight;
 use crate::ops::linear::FragmentWeights;
 use crate::{Buffer, GpuError};
 
-/// Bytes of codes in a slice: long enough for the bus, short enough that as many as there are cores are nothing
-/// beside the model.
-const SLICE_BYTES: usize = 4 << 20;
+/// Bytes of codes in a slice: long enough for the bus, short enough that all that are in work are little beside
+/// what a driver takes.
+const SLICE_BYTES: usize = 2 << 20;
 
 /// The most slices that are in work at once: more cores than these only take memory from each other.
-const MAX_WORKERS: usize = 32;
+const MAX_WORKERS: usize = 16;
 
 /// A part of one weight.
 struct Slice {
