@@ -201,6 +201,32 @@ pub(crate) struct Kernels {
     pub(crate) multiply: unsafe fn(u64) -> u64,
 }
 
+/// `tile`, which finds the instance of a kernel of tiles.
+macro_rules! tile_kernels {
+    ($kernel:ident) => {
+        fn tile_of<C: tile::Codes>(halves: bool, min: bool) -> TileKernel {
+            match (halves, min) {
+                (false, false) => $kernel::<C, false, false>,
+                (false, true) => $kernel::<C, false, true>,
+                (true, false) => $kernel::<C, true, false>,
+                (true, true) => $kernel::<C, true, true>,
+            }
+        }
+
+        fn tile(kind: CodeKind, halves: bool, min: bool) -> TileKernel {
+            match kind {
+                CodeKind::Bits2 => tile_of::<Bits2>(halves, min),
+                CodeKind::Bits3 => tile_of::<Bits3>(halves, min),
+                CodeKind::Bits4 => tile_of::<Bits4>(halves, min),
+                CodeKind::Bits5 => tile_of::<Bits5>(halves, min),
+                CodeKind::Bits6 => tile_of::<Bits6>(halves, min),
+                CodeKind::Bits8 => tile_of::<Bits8>(halves, min),
+                CodeKind::Table4 => tile_of::<Table4>(halves, min),
+            }
+        }
+    };
+}
+
 /// Compiles every kernel for one implementation of [`Simd`], with its features enabled.
 macro_rules! table {
     ($(#[$features:meta])* $module:ident, $simd:ty, $isa:expr) => {
@@ -217,14 +243,8 @@ macro_rules! table {
                 unsafe { tile::tile::<S, C, HALVES, MIN>(call) }
             }
 
-            fn tile_of<C: tile::Codes>(halves: bool, min: bool) -> TileKernel {
-                match (halves, min) {
-                    (false, false) => tile_kernel::<C, false, false>,
-                    (false, true) => tile_kernel::<C, false, true>,
-                    (true, false) => tile_kernel::<C, true, false>,
-                    (true, true) => tile_kernel::<C, true, true>,
-                }
-            }
+            tile_kernels!(tile_kernel);
+
             $(#[$features])*
             unsafe fn float_kernel<E: float::Element>(call: &FloatCall) {
                 unsafe { float::rows::<S, E>(call) }
@@ -278,18 +298,6 @@ macro_rules! table {
             $(#[$features])*
             unsafe fn multiply(rounds: u64) -> u64 {
                 unsafe { ceiling::multiply::<S>(rounds) }
-            }
-
-            fn tile(kind: CodeKind, halves: bool, min: bool) -> TileKernel {
-                match kind {
-                    CodeKind::Bits2 => tile_of::<Bits2>(halves, min),
-                    CodeKind::Bits3 => tile_of::<Bits3>(halves, min),
-                    CodeKind::Bits4 => tile_of::<Bits4>(halves, min),
-                    CodeKind::Bits5 => tile_of::<Bits5>(halves, min),
-                    CodeKind::Bits6 => tile_of::<Bits6>(halves, min),
-                    CodeKind::Bits8 => tile_of::<Bits8>(halves, min),
-                    CodeKind::Table4 => tile_of::<Table4>(halves, min),
-                }
             }
 
             fn float(kind: FloatKind) -> FloatKernel {
@@ -356,26 +364,7 @@ mod amx {
         unsafe { amx::tile::<C, HALVES, MIN>(call) }
     }
 
-    fn tile_of<C: tile::Codes>(halves: bool, min: bool) -> TileKernel {
-        match (halves, min) {
-            (false, false) => tile_kernel::<C, false, false>,
-            (false, true) => tile_kernel::<C, false, true>,
-            (true, false) => tile_kernel::<C, true, false>,
-            (true, true) => tile_kernel::<C, true, true>,
-        }
-    }
-
-    fn tile(kind: CodeKind, halves: bool, min: bool) -> TileKernel {
-        match kind {
-            CodeKind::Bits2 => tile_of::<Bits2>(halves, min),
-            CodeKind::Bits3 => tile_of::<Bits3>(halves, min),
-            CodeKind::Bits4 => tile_of::<Bits4>(halves, min),
-            CodeKind::Bits5 => tile_of::<Bits5>(halves, min),
-            CodeKind::Bits6 => tile_of::<Bits6>(halves, min),
-            CodeKind::Bits8 => tile_of::<Bits8>(halves, min),
-            CodeKind::Table4 => tile_of::<Table4>(halves, min),
-        }
-    }
+    tile_kernels!(tile_kernel);
 
     pub(super) static KERNELS: Kernels =
         Kernels { isa: Isa::Amx, matrix_unit: true, tile, multiply: amx::ceiling, ..avx512::TABLE };

@@ -57,6 +57,13 @@ impl Drop for Region {
     }
 }
 
+/// A region for one buffer alone, and its beginning.
+fn own_region(len: usize, huge: bool) -> Option<(Arc<Region>, NonNull<u8>)> {
+    let region = Arc::new(Region::new(len, huge)?);
+    let data = region.data;
+    Some((region, data))
+}
+
 /// Where weights are put, one after the other in regions of huge pages. A region lives as long
 /// as any weight in it.
 #[derive(Default)]
@@ -69,9 +76,7 @@ impl WeightMemory {
     /// A place for `len` bytes, a multiple of the alignment.
     fn place(&self, len: usize) -> Option<(Arc<Region>, NonNull<u8>)> {
         if len > REGION / 2 {
-            let region = Arc::new(Region::new(len, true)?);
-            let data = region.data;
-            return Some((region, data));
+            return own_region(len, true);
         }
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let (region, start) = match &*current {
@@ -121,11 +126,7 @@ impl Buffer {
         pattern: AccessPattern,
         bytes: usize,
     ) -> Result<Self, BackendError> {
-        Self::build(ledger, name.into(), pattern, bytes, |len| {
-            let region = Arc::new(Region::new(len, false)?);
-            let data = region.data;
-            Some((region, data))
-        })
+        Self::build(ledger, name.into(), pattern, bytes, |len| own_region(len, false))
     }
 
     /// As [`new`](Self::new), in huge pages if it is long enough for some: for memory that is streamed
@@ -137,11 +138,8 @@ impl Buffer {
         pattern: AccessPattern,
         bytes: usize,
     ) -> Result<Self, BackendError> {
-        Self::build(ledger, name.into(), pattern, bytes, |len| {
-            let region = Arc::new(Region::new(len, len >= 2 * HUGE_PAGE)?);
-            let data = region.data;
-            Some((region, data))
-        })
+        let allocate = |len| own_region(len, len >= 2 * HUGE_PAGE);
+        Self::build(ledger, name.into(), pattern, bytes, allocate)
     }
 
     /// As many floats as `values` has, with padding of zeros at the end.

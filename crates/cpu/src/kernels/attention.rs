@@ -320,6 +320,10 @@ unsafe fn all_rows<S: Simd, E: KvElement>(call: &AttendCall, start: usize, chunk
 /// at a time: as many chains of multiply-adds as hide their latency, and as the registers hold.
 /// Returns Q.
 #[inline(always)]
+#[allow(
+    clippy::needless_range_loop,
+    reason = "rows and vectors of sums, which must all be registers"
+)]
 unsafe fn rows<S: Simd, E: KvElement, const Q: usize, const N: usize>(
     call: &AttendCall,
     first: usize,
@@ -442,6 +446,10 @@ unsafe fn softmax<S: Simd>(
 /// # Safety
 /// As for [`rows`].
 #[inline(always)]
+#[allow(
+    clippy::needless_range_loop,
+    reason = "rows and vectors of sums, which must all be registers"
+)]
 unsafe fn weigh<S: Simd, E: KvElement, const Q: usize, const N: usize>(
     weights: &[*mut f32; Q],
     (from, to): (usize, usize),

@@ -85,6 +85,7 @@ pub(crate) struct TileCall<'a> {
     /// Room for `2 · groups · 16` floats: scales and minimums.
     pub(crate) scratch: *mut f32,
     /// Room for a tile's codes as bytes, where there is a matrix unit; otherwise unused.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no matrix unit is known"))]
     pub(crate) unpacked: *mut i8,
     /// `[tokens][tiles · 16]`: the products.
     pub(crate) out: *mut f32,
