@@ -150,6 +150,9 @@ pub(super) mod status {
     /// What a kernel that went wrong leaves behind: illegal address, time limit, assertion, stack
     /// error, illegal instruction, misaligned address, address space, program counter, failure.
     pub(in crate::cuda) const FAULTS: [i32; 9] = [700, 702, 710, 714, 715, 716, 717, 718, 719];
+    /// What the device is gone for, whoever asked for what: unavailable, memory errors that cannot be corrected, the
+    /// same of a link between devices, a destroyed context.
+    pub(super) const LOST: [i32; 4] = [46, 214, 220, 709];
 }
 
 /// `CU_EVENT_DEFAULT`.
@@ -342,6 +345,39 @@ impl Driver {
         if code == status::SUCCESS {
             return Ok(());
         }
-        Err(GpuError::Driver { call, reason: self.describe(code) })
+        Err(failure(call, code, self.describe(code)))
+    }
+}
+
+/// The error of a function that returned `code`, which means `reason`.
+fn failure(call: &'static str, code: i32, reason: String) -> GpuError {
+    if status::LOST.contains(&code) {
+        return GpuError::Lost {
+            device: "NVIDIA GPU".to_owned(),
+            reason: format!("{call}: {reason}"),
+        };
+    }
+    GpuError::Driver { call, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers of the *CUDA Driver API Reference*, "CUresult".
+    #[test]
+    fn a_device_that_is_gone_is_lost_and_everything_else_is_an_error_of_the_driver() {
+        const DEVICE_UNAVAILABLE: i32 = 46;
+        const ECC_UNCORRECTABLE: i32 = 214;
+        const INVALID_VALUE: i32 = 1;
+        for code in [DEVICE_UNAVAILABLE, ECC_UNCORRECTABLE] {
+            let error = failure("cuGraphLaunch", code, format!("error {code}"));
+            assert!(matches!(&error, GpuError::Lost { .. }), "{error}");
+            assert!(error.to_string().contains(&format!("cuGraphLaunch: error {code}")), "{error}");
+        }
+        for code in [INVALID_VALUE, status::OUT_OF_MEMORY, status::FAULTS[0]] {
+            let error = failure("cuGraphLaunch", code, format!("error {code}"));
+            assert!(matches!(&error, GpuError::Driver { .. }), "{error}");
+        }
     }
 }
