@@ -55,7 +55,7 @@ fn the_designs_budget_is_kept() {
         "ok read_back_bytes_per_token: 4, at most 4",
         "ok decode.allocations: 0, at most 0",
         "findings: 0 errors, 0 warnings",
-        "crates/cpu/src/executor/attention.rs: KvCache::new",
+        "crates/cpu/src/executor/kv_cache.rs: KvCache::new",
     ] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
