@@ -12,6 +12,7 @@ use marlin_placement::Ledger;
 
 use crate::executor::CpuExecutor;
 use crate::isa::{Isa, IsaError, Kernels, kernels};
+use crate::kernels::prefetch;
 use crate::memory::WeightMemory;
 use crate::pool::Pool;
 use crate::weight::place;
@@ -21,6 +22,8 @@ pub(crate) struct Inner {
     pub(crate) pool: Pool,
     pub(crate) kernels: &'static Kernels,
     pub(crate) ledger: Arc<Ledger>,
+    /// How far ahead of their use weights are asked for, in bytes; 0 for not at all.
+    pub(crate) prefetch_distance: usize,
     memory: WeightMemory,
 }
 
@@ -69,7 +72,9 @@ impl CpuBackend {
             .map_err(|source| CpuError::Threads { threads: threads.get(), source })?;
         let ledger = Arc::new(Ledger::new());
         let memory = WeightMemory::default();
-        Ok(Self { inner: Arc::new(Inner { pool, kernels, ledger, memory }) })
+        let inner =
+            Inner { pool, kernels, ledger, prefetch_distance: prefetch::distance(), memory };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The instruction set in use.
@@ -124,6 +129,8 @@ impl Backend for CpuBackend {
 impl CpuBackend {
     fn measure_read(&self) -> f64 {
         const PER_THREAD: usize = 128 << 20;
+        /// How far ahead the rounds ask, in turn.
+        const AHEAD: [usize; 4] = [0, 4 << 10, 16 << 10, 16 << 10];
         let Inner { pool, kernels, .. } = &*self.inner;
         let bytes = PER_THREAD * pool.threads();
         // Not part of any run, so in a book of its own.
@@ -140,7 +147,7 @@ impl CpuBackend {
                 // SAFETY: each thread reads its own part of the buffer.
                 let sum = unsafe {
                     let part = buffer.as_ptr::<u8>().add(worker.index * PER_THREAD);
-                    (kernels.read)(part, PER_THREAD, round % 2 == 0)
+                    (kernels.read)(part, PER_THREAD, AHEAD[round % AHEAD.len()])
                 };
                 std::hint::black_box(sum);
             });

@@ -197,7 +197,7 @@ pub(crate) struct Kernels {
     pub(crate) sum_exp: unsafe fn(*const f32, usize, f32, f32) -> f32,
     pub(crate) append: [AppendKernel; 3],
     pub(crate) attend: [AttendKernel; 3],
-    pub(crate) read: unsafe fn(*const u8, usize, bool) -> u64,
+    pub(crate) read: unsafe fn(*const u8, usize, usize) -> u64,
     pub(crate) multiply: unsafe fn(u64) -> u64,
 }
 
@@ -292,8 +292,8 @@ macro_rules! table {
                 unsafe { attention::attend::<S, E>(call) }
             }
             $(#[$features])*
-            unsafe fn read(p: *const u8, bytes: usize, prefetch: bool) -> u64 {
-                unsafe { ceiling::read::<S>(p, bytes, prefetch) }
+            unsafe fn read(p: *const u8, bytes: usize, ahead: usize) -> u64 {
+                unsafe { ceiling::read::<S>(p, bytes, ahead) }
             }
             $(#[$features])*
             unsafe fn multiply(rounds: u64) -> u64 {

@@ -4,11 +4,13 @@ use std::ops::Range;
 
 use marlin_backend::Activation;
 
-use super::plan::{Combine, LinearPlan, MatrixPlan, Product};
+use super::plan::{Combine, LinearPlan, MatrixPlan, Product, StageKind};
+use super::work::own_share;
 use super::{CpuExecutor, LOCAL_ROWS, Quantised, TOKEN_BLOCK};
 use crate::kernels::float::{FloatCall, FloatScales};
+use crate::kernels::prefetch::{Ahead, prefetch_far};
 use crate::kernels::quantise::{BLOCK, PANEL, RowOut};
-use crate::kernels::tile::{Activations, TileCall, prefetch_far};
+use crate::kernels::tile::{Activations, TileCall};
 use crate::pool::Worker;
 use crate::weight::Storage;
 
@@ -42,21 +44,76 @@ impl LinearPlan {
         (ITEM_BYTES / bytes.max(1)).clamp(1, 16)
     }
 
-    /// Asks for the first weights that `worker` will need when the stage runs for `rows` rows.
-    pub(super) fn prefetch(&self, rows: usize, worker: Worker<'_>) {
-        let chunk = self.chunk(rows);
-        let mut tile = worker.index * self.tiles().div_ceil(chunk) / worker.count * chunk;
-        for matrix in &self.matrices {
+    /// Where the first tile of `worker`'s own share lies, of matrix `part` of a gated stage.
+    fn start(&self, worker: Worker<'_>, part: usize) -> *const u8 {
+        let mut tile = own_share(self.tiles(), worker.index, worker.count).start;
+        let matrices = match self.combine {
+            Combine::Separate => &self.matrices[..],
+            Combine::Gated(_) => &self.matrices[part..=part],
+        };
+        for matrix in matrices {
             if tile < matrix.tiles {
-                if let Product::Tiles { packed, .. } = &matrix.product {
-                    for line in 0..AHEAD {
-                        prefetch_far(packed.tile(tile).wrapping_add(64 * line));
-                    }
-                }
-                return;
+                return matrix.tile(tile);
             }
             tile -= matrix.tiles;
         }
+        std::ptr::null()
+    }
+
+    /// Asks for the first weights that `worker` will need, but for those that the stage before
+    /// asked for at its end, `distance` bytes.
+    pub(super) fn prefetch(&self, worker: Worker<'_>, distance: usize) {
+        let start = match self.combine {
+            _ if distance == 0 => self.start(worker, 0),
+            Combine::Separate => return,
+            Combine::Gated(_) => self.start(worker, 1),
+        };
+        for line in 0..AHEAD {
+            prefetch_far(start.wrapping_add(64 * line));
+        }
+    }
+}
+
+impl MatrixPlan {
+    /// The start of tile `tile`; null where weights are floats, which are not in tiles.
+    fn tile(&self, tile: usize) -> *const u8 {
+        match &self.product {
+            Product::Tiles { packed, .. } => packed.tile(tile),
+            Product::Float { .. } => std::ptr::null(),
+        }
+    }
+}
+
+/// A thread's way through the weights of a stage, as far as nobody takes work off it.
+#[derive(Clone, Copy)]
+struct Way {
+    /// How far ahead it asks for weights.
+    distance: usize,
+    /// Tiles of its own share; none where it has no place of its own.
+    own: (usize, usize),
+    /// Where its weights of the next linear stage begin.
+    next: *const u8,
+}
+
+impl Way {
+    /// What to ask for while tiles from `tile` on, of the stage's, are multiplied, which are matrix
+    /// `part`'s, whose first is the stage's tile `first`.
+    fn ahead(&self, plan: &LinearPlan, part: usize, first: usize, tile: usize) -> Ahead {
+        let plain = Ahead { distance: self.distance, ..Ahead::NOTHING };
+        if !(self.own.0..self.own.1).contains(&tile) {
+            return plain;
+        }
+        let matrix = &plan.matrices[part];
+        let end = matrix.tile((self.own.1 - first).min(matrix.tiles));
+        let next = match plan.combine {
+            Combine::Separate if self.own.1 > first + matrix.tiles => {
+                plan.matrices[part + 1].tile(0)
+            }
+            Combine::Separate => self.next,
+            // Both matrices end here, one after the other.
+            Combine::Gated(_) => self.next.wrapping_add(part * self.distance),
+        };
+        if end.is_null() || next.is_null() { plain } else { Ahead { end, next, ..plain } }
     }
 }
 
@@ -65,6 +122,14 @@ struct Input<'a> {
     /// f32 rows and the distance between them.
     floats: (*const f32, usize),
     quantised: &'a Quantised,
+    way: Way,
+}
+
+/// Neighbouring tiles of a matrix, and what is asked for while they are multiplied.
+struct Part<'a> {
+    matrix: &'a MatrixPlan,
+    tiles: Range<usize>,
+    ahead: Ahead,
 }
 
 /// Where the products of some tokens with a matrix go.
@@ -95,7 +160,20 @@ impl CpuExecutor {
             Some(_) => (normed.as_ptr::<f32>().cast_const(), plan.cols),
             None => (x.cast_const(), width),
         };
-        let input = Input { floats, quantised };
+        let mut way = Way { distance: 0, own: (0, 0), next: std::ptr::null() };
+        if rows < PANEL {
+            way.distance = self.inner.prefetch_distance;
+        }
+        if local && way.distance != 0 {
+            let Range { start, end } = own_share(plan.tiles(), worker.index, worker.count);
+            way.own = (start, end);
+            let next = self.plan.stages[stage + 1..].iter().find_map(|stage| match &stage.kind {
+                StageKind::Linear(plan) => Some(plan.start(worker, 0)),
+                _ => None,
+            });
+            way.next = next.unwrap_or(std::ptr::null());
+        }
+        let input = Input { floats, quantised, way };
         if local {
             for row in 0..rows {
                 self.prepare_row(plan, row, normed.as_ptr(), quantised);
@@ -112,6 +190,12 @@ impl CpuExecutor {
         }
         let (tiles, blocks) = (plan.tiles(), rows.div_ceil(TOKEN_BLOCK));
         let chunk = plan.chunk(rows);
+        if local {
+            self.cursors.share_dwindling(2 * stage + 1, worker.index, tiles, chunk, |range| {
+                self.tiles(plan, range, 0..rows, &input, worker.index);
+            });
+            return;
+        }
         let groups = tiles.div_ceil(chunk);
         self.cursors.share(2 * stage + 1, worker.index, groups * blocks, 1, |range| {
             for item in range {
@@ -172,14 +256,16 @@ impl CpuExecutor {
     ) {
         match plan.combine {
             Combine::Separate => {
-                let mut first = 0;
-                for matrix in &plan.matrices {
+                let mut end = 0;
+                for (part, matrix) in plan.matrices.iter().enumerate() {
+                    let first = end;
+                    end += matrix.tiles;
                     let from = tiles.start.max(first) - first;
-                    let to = tiles.end.clamp(first, first + matrix.tiles) - first;
-                    first += matrix.tiles;
+                    let to = tiles.end.clamp(first, end) - first;
                     if from >= to {
                         continue;
                     }
+                    let ahead = input.way.ahead(plan, part, first, first + from);
                     let (out, width) = self.activations.get(matrix.out);
                     let destination = Destination {
                         start: out.wrapping_add(tokens.start * width + 16 * from),
@@ -187,7 +273,8 @@ impl CpuExecutor {
                         rows: matrix.rows - 16 * from,
                         accumulate: matrix.accumulate,
                     };
-                    self.multiply(plan, matrix, from..to, &tokens, input, thread, destination);
+                    let part = Part { matrix, tiles: from..to, ahead };
+                    self.multiply(plan, &part, &tokens, input, thread, destination);
                 }
             }
             Combine::Gated(activation) => {
@@ -209,8 +296,13 @@ impl CpuExecutor {
                     // The scratch has room for three blocks of products.
                     let start = start.wrapping_add(TOKEN_BLOCK * 16);
                     let second = Destination { start, ..first };
-                    self.multiply(plan, gate, from..to, &tokens, input, thread, first);
-                    self.multiply(plan, up, from..to, &tokens, input, thread, second);
+                    for (i, (matrix, to_scratch)) in
+                        [(gate, first), (up, second)].into_iter().enumerate()
+                    {
+                        let ahead = input.way.ahead(plan, i, 0, from);
+                        let part = Part { matrix, tiles: from..to, ahead };
+                        self.multiply(plan, &part, &tokens, input, thread, to_scratch);
+                    }
                     let rows = (gate.rows - 16 * from).min(stride);
                     for (i, token) in tokens.clone().enumerate() {
                         // SAFETY: `stride` products of each token in both blocks of the
@@ -234,12 +326,10 @@ impl CpuExecutor {
     }
 
     /// Products of some tiles of a matrix with a block of tokens.
-    #[allow(clippy::too_many_arguments, reason = "the two callers above have them all at hand")]
     fn multiply(
         &self,
         plan: &LinearPlan,
-        matrix: &MatrixPlan,
-        tiles: Range<usize>,
+        Part { matrix, tiles, ahead }: &Part<'_>,
         tokens: &Range<usize>,
         input: &Input<'_>,
         thread: usize,
@@ -291,6 +381,7 @@ impl CpuExecutor {
                         out_stride: to.stride,
                         accumulate: to.accumulate,
                         bias: bias_of(tiles.start),
+                        ahead: *ahead,
                     };
                     kernel(&call);
                     let whole = call.tiles;
@@ -309,7 +400,7 @@ impl CpuExecutor {
                         unreachable!("the product was planned from the storage")
                     };
                     let (x, stride) = input.floats;
-                    for (i, tile) in tiles.enumerate() {
+                    for (i, tile) in tiles.clone().enumerate() {
                         kernel(&FloatCall {
                             weights: data.as_ptr(),
                             cols: plan.cols,

@@ -75,7 +75,7 @@ impl CpuExecutor {
             if rows <= LOCAL_ROWS
                 && let Some(StageKind::Linear(next)) = self.plan.stages.get(i + 1).map(|s| &s.kind)
             {
-                next.prefetch(rows, worker);
+                next.prefetch(worker, self.inner.prefetch_distance);
             }
         }
         if !self.outputs.is_empty() {

@@ -43,8 +43,7 @@ impl Cursors {
         let cursors = &self.cursors[stage * self.threads..][..self.threads];
         for i in 0..self.threads {
             let owner = (thread + i) % self.threads;
-            let start = owner * items / self.threads;
-            let end = (owner + 1) * items / self.threads;
+            let Range { start, end } = own_share(items, owner, self.threads);
             loop {
                 let at = start + cursors[owner].0.fetch_add(chunk, Relaxed);
                 if at >= end {
@@ -54,6 +53,34 @@ impl Cursors {
             }
         }
     }
+
+    /// The same in chunks of half of what is left, and at most `chunk`: few calls for the most part, and
+    /// at the end nobody waits for more than one item of another's.
+    #[inline]
+    pub(crate) fn share_dwindling(
+        &self,
+        stage: usize,
+        thread: usize,
+        items: usize,
+        chunk: usize,
+        mut run: impl FnMut(Range<usize>),
+    ) {
+        let cursors = &self.cursors[stage * self.threads..][..self.threads];
+        for i in 0..self.threads {
+            let owner = (thread + i) % self.threads;
+            let Range { start, end } = own_share(items, owner, self.threads);
+            let take = |done: usize| (end - start - done).div_ceil(2).min(chunk);
+            let claim = |done| (done < end - start).then(|| done + take(done));
+            while let Ok(done) = cursors[owner].0.fetch_update(Relaxed, Relaxed, claim) {
+                run(start + done..start + done + take(done));
+            }
+        }
+    }
+}
+
+/// The items that a thread begins with.
+pub(crate) fn own_share(items: usize, thread: usize, threads: usize) -> Range<usize> {
+    thread * items / threads..(thread + 1) * items / threads
 }
 
 #[cfg(test)]
@@ -69,19 +96,22 @@ mod tests {
                 for chunk in [1, 3, 16] {
                     let cursors = Cursors::new(2, threads);
                     let done: Vec<AtomicU32> = (0..items).map(|_| AtomicU32::new(0)).collect();
+                    let count = |range: Range<usize>| {
+                        assert!((1..=chunk).contains(&range.len()));
+                        for i in range {
+                            done[i].fetch_add(1, Relaxed);
+                        }
+                    };
                     std::thread::scope(|scope| {
                         for thread in 0..threads {
-                            let (cursors, done) = (&cursors, &done);
+                            let cursors = &cursors;
                             scope.spawn(move || {
-                                cursors.share(1, thread, items, chunk, |range| {
-                                    for i in range {
-                                        done[i].fetch_add(1, Relaxed);
-                                    }
-                                });
+                                cursors.share(0, thread, items, chunk, count);
+                                cursors.share_dwindling(1, thread, items, chunk, count);
                             });
                         }
                     });
-                    assert!(done.iter().all(|d| d.load(Relaxed) == 1));
+                    assert!(done.iter().all(|d| d.load(Relaxed) == 2));
                 }
             }
         }

@@ -1,24 +1,23 @@
 //! What the processor can do at most: the denominators of the percentages we print.
 
-use crate::kernels::tile::prefetch_far;
+use crate::kernels::prefetch::prefetch_far;
 use crate::simd::Simd;
 
-/// Reads `bytes` (a multiple of 1 KiB) and returns something that depends on all of them.
-/// Which is faster, with or without asking for what comes next, depends on the processor's own
-/// prefetching.
+/// Reads `bytes` (a multiple of 1 KiB) and returns something that depends on all of them. How far
+/// ahead it pays to ask, if at all (0), depends on the processor's own prefetching.
 ///
 /// # Safety
 /// The instruction set of `S` must be there and `p` readable for `bytes`.
 #[inline(always)]
-pub(crate) unsafe fn read<S: Simd>(p: *const u8, bytes: usize, prefetch: bool) -> u64 {
+pub(crate) unsafe fn read<S: Simd>(p: *const u8, bytes: usize, ahead: usize) -> u64 {
     // SAFETY: all reads stay below `bytes`.
     unsafe {
         let mut acc = [S::splat_byte(0); 4];
         let mut at = 0;
         while at + 1024 <= bytes {
-            if prefetch {
+            if ahead != 0 {
                 for i in 0..16 {
-                    prefetch_far(p.wrapping_add(at + 4096 + 64 * i));
+                    prefetch_far(p.wrapping_add(at + ahead + 64 * i));
                 }
             }
             for i in 0..16 {

@@ -6,5 +6,6 @@ pub(crate) mod attention;
 pub(crate) mod ceiling;
 pub(crate) mod elementwise;
 pub(crate) mod float;
+pub(crate) mod prefetch;
 pub(crate) mod quantise;
 pub(crate) mod tile;

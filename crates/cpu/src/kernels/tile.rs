@@ -9,6 +9,7 @@
 
 use marlin_formats::tile::{TILE_K, TILE_ROWS, TileLayout, TileMin, TileScale};
 
+use super::prefetch::Ahead;
 use crate::simd::{LANES, Simd};
 
 /// A code width, with or without a table of values.
@@ -95,6 +96,8 @@ pub(crate) struct TileCall<'a> {
     pub(crate) accumulate: bool,
     /// `[tiles · 16]` added to every token's products; null for none.
     pub(crate) bias: *const f32,
+    /// What is asked for meanwhile, where there are fewer tokens than a panel has.
+    pub(crate) ahead: Ahead,
 }
 
 impl TileCall<'_> {
@@ -122,6 +125,7 @@ pub(crate) unsafe fn tile<S: Simd, C: Codes, const HALVES: bool, const MIN: bool
     for _ in 0..call.tiles {
         // SAFETY: forwarded from the caller.
         unsafe {
+            one.ahead.fetch(one.tile, one.layout.header_bytes() / 64);
             expand_header::<S>(one.layout, one.tile, one.scratch);
             rest::<S, C, HALVES, MIN>(&one, 0);
         }
@@ -497,6 +501,9 @@ unsafe fn tokens<S: Simd, C: Codes, const HALVES: bool, const MIN: bool, const T
         let x_biases = x.biases.wrapping_add(panel * x.bias_stride + lane);
         for b in 0..blocks {
             let p = codes.add(b * C::BITS as usize * 64);
+            if T < 16 && t == 0 {
+                call.ahead.fetch(p, C::BITS as usize);
+            }
             let w = unpack::<S, C>(p, table);
             let scales = call.scratch.add(group * LANES);
             let mins = scales.add(groups * LANES);
@@ -618,23 +625,4 @@ unsafe fn dot<S: Simd, C: Codes, const N: usize>(start: i32, w: &[S::B; N], x: *
             _ => S::dot::<8, N>(acc, w, x),
         }
     }
-}
-
-/// Asks for the cache line at `p`, which may lie outside any allocation, to come into the
-/// second-level cache.
-#[inline(always)]
-pub(crate) fn prefetch_far(p: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch never faults, and SSE is part of x86-64.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(p.cast());
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: a prefetch never faults.
-    unsafe {
-        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) p, options(nostack, readonly, preserves_flags));
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = p;
 }
