@@ -191,7 +191,7 @@ fn lengths_that_do_not_fit_are_refused() {
             Query { splits: 2, tiled: true, ..plain },
             &[(0, 1)],
             264,
-            "expected 1 to 1 (1 with tiles)",
+            "2 splits with tiles, expected 1",
         );
         refused(Query { group: 0, ..plain }, &[(0, 1)], 264, "0 query heads");
     }
