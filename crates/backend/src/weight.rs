@@ -171,5 +171,30 @@ pub trait WeightStorage: Any + Send + Sync {
     fn as_any(&self) -> &dyn Any;
 }
 
+/// A weight that stays in its file: for forward passes that are recorded to be looked at, on no device.
+impl WeightStorage for WeightSource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn format(&self) -> Format {
+        self.format
+    }
+    fn rows(&self) -> usize {
+        self.rows
+    }
+    fn cols(&self) -> usize {
+        self.cols
+    }
+    fn file_bytes(&self) -> u64 {
+        self.bytes()
+    }
+    fn held_bytes(&self) -> u64 {
+        0
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
 /// A placed weight, shared by the programs that use it.
 pub type Weight = Arc<dyn WeightStorage>;

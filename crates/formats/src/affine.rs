@@ -59,6 +59,18 @@ pub enum ScaleStorage {
     },
 }
 
+impl ScaleStorage {
+    /// Of one scale per group.
+    pub(crate) const fn per_group(scale: ScaleType) -> Self {
+        match scale {
+            ScaleType::F16 => Self::F16,
+            ScaleType::F32 => Self::F32,
+            ScaleType::E8M0 => Self::E8M0,
+            ScaleType::E4M3 => Self::E4M3,
+        }
+    }
+}
+
 /// One row in the integer view; [`crate::Matrix::affine_row`] fills it, reusing its memory.
 ///
 /// `value[k] = scales[g] × V(codes[k]) + mins[g]` with `g = k / group`, times the matrix's
@@ -145,12 +157,7 @@ impl GroupFormat {
                 Group::Block { cols, .. } => Some(cols as usize),
             },
             values,
-            scale: match self.scale {
-                ScaleType::F16 => ScaleStorage::F16,
-                ScaleType::F32 => ScaleStorage::F32,
-                ScaleType::E8M0 => ScaleStorage::E8M0,
-                ScaleType::E4M3 => ScaleStorage::E4M3,
-            },
+            scale: ScaleStorage::per_group(self.scale),
             has_min: self.zero,
         })
     }

@@ -12,6 +12,12 @@ pub fn decode_e8m0(code: u8) -> f32 {
     }
 }
 
+/// The code whose value is `scale`: a power of two in E8M0's range, or NaN.
+#[inline]
+pub(crate) fn code_of_scale(scale: f32) -> u8 {
+    if scale.is_nan() { 255 } else { (scale.to_bits() >> 23) as u8 }
+}
+
 /// The exponent `⌊log2 x⌋` of a positive finite `x`, exactly, denormals included.
 #[inline]
 pub(crate) fn floor_log2(x: f32) -> i32 {

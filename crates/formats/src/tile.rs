@@ -29,7 +29,7 @@
 use half::f16;
 
 use crate::fragment::Fragments;
-use crate::{AffineRow, Format, FormatError, Matrix, ScaleStorage, Values};
+use crate::{AffineRow, Format, FormatError, Matrix, ScaleStorage, Values, e8m0};
 
 /// Rows of a tile.
 pub const TILE_ROWS: usize = 16;
@@ -314,7 +314,7 @@ impl TileLayout {
             match self.scale {
                 TileScale::F16 => put_f16(group, r, f16::from_f32(undouble(self, scale))),
                 TileScale::F32 => put_f32(group, r, undouble(self, scale)),
-                TileScale::E8M0 => group[r] = exponent(undouble(self, scale)),
+                TileScale::E8M0 => group[r] = e8m0::code_of_scale(undouble(self, scale)),
                 TileScale::E4M3 => group[r] = crate::fp8::encode_e4m3(undouble(self, scale)),
                 TileScale::SuperBlock => {}
             }
@@ -439,11 +439,6 @@ fn planes(bits: u32) -> &'static [u32] {
 /// A table's values are doubled and the row view's scales halved; tiles keep the stored scale.
 fn undouble(layout: &TileLayout, scale: f32) -> f32 {
     if layout.table.is_some() { 2.0 * scale } else { scale }
-}
-
-/// The E8M0 byte of a power of two; 255 for NaN.
-fn exponent(scale: f32) -> u8 {
-    if scale.is_nan() { 255 } else { (scale.to_bits() >> 23) as u8 }
 }
 
 fn put_f16(bytes: &mut [u8], r: usize, value: f16) {

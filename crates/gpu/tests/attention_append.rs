@@ -1,6 +1,8 @@
 //! Rotation, cache writing and attention as one dispatch, against the two that it replaces.
 
 mod common;
+#[path = "common/sequences.rs"]
+mod sequences;
 #[path = "common/values.rs"]
 mod values;
 
@@ -8,12 +10,13 @@ use half::{bf16, f16};
 use marlin_backend::RopeStyle;
 use marlin_gpu::ops::attention::{Attention, DecodeShape, workspace_len};
 use marlin_gpu::ops::attention_append::{AttentionAppend, can_append};
-use marlin_gpu::ops::kv_cache::{KvAddressing, KvLayout, KvStorage, NO_SEQUENCE};
+use marlin_gpu::ops::kv_cache::{KvLayout, KvStorage, NO_SEQUENCE};
 use marlin_gpu::ops::rope::Rotation;
 use marlin_gpu::ops::rope_append::{HeadRows, QkvValues, RopeAppend};
 use marlin_gpu::{Buffer, CommandList, Device, GpuError};
 use marlin_placement::AccessPattern;
-use values::{Float, Random};
+use sequences::{Blocks, upload_tokens};
+use values::{Float, Random, inverse_frequencies};
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -40,8 +43,7 @@ const PLAIN: Case = Case {
 };
 
 /// Three sequences' tokens, and one that is not there. The second is its sequence's first token.
-const SEQUENCES: [u32; 4] = [2, 0, NO_SEQUENCE, 1];
-const POSITIONS: [u32; 4] = [33, 0, 7, 191];
+const TOKENS: [(u32, u32); 4] = [(2, 33), (0, 0), (NO_SEQUENCE, 7), (1, 191)];
 /// Blocks of a sequence: 192 positions, or three pages of two blocks.
 const BLOCKS: u32 = 6;
 const PAGES: [u32; 9] = [6, 1, 3, 4, 0, 2, 5, 7, 8];
@@ -70,11 +72,10 @@ impl<T: Float> Start<T> {
                 [word(&piece[..2]), word(&piece[2..4]), word(&piece[4..6]), word(&piece[6..])]
             })
             .collect();
-        let pairs = case.head_dim / 2;
         Self {
-            rows: random.elements(SEQUENCES.len() * stride, 2.0),
+            rows: random.elements(TOKENS.len() * stride, 2.0),
             cache,
-            frequencies: (0..pairs).map(|i| 10_000f32.powf(-(i as f32) / pairs as f32)).collect(),
+            frequencies: inverse_frequencies(case.head_dim / 2),
             places: [0, q, q + kv].map(|first| HeadRows { first, stride }),
         }
     }
@@ -94,22 +95,20 @@ fn run<T: Float>(
     let layout = layout(case);
     let heads = case.q_heads as u32;
     let width = case.q_heads * case.head_dim;
-    let tokens = SEQUENCES.len();
+    let tokens = TOKENS.len();
     let rows = device.upload_new("rows", &start.rows)?;
     let cache = device.upload_new("cache", &start.cache)?;
-    let sequences = device.upload_new("sequences", &SEQUENCES)?;
-    let positions = device.upload_new("positions", &POSITIONS)?;
-    let pages = device.upload_new("pages", &PAGES)?;
+    let (sequences, positions) = upload_tokens(device, &TOKENS)?;
+    let blocks = match case.paged {
+        true => Blocks::paged(device, &PAGES, 3, 2)?,
+        false => Blocks::Contiguous(BLOCKS),
+    };
     let frequencies = device.upload_new("frequencies", &start.frequencies)?;
     let out: Buffer<T> = common::output(device, tokens * width);
     let shape = DecodeShape { splits: case.splits, short: true };
     let needed = workspace_len(tokens as u32, heads, case.splits, layout.head_dim());
     let workspace = device.allocate::<f32>("workspace", needed, AccessPattern::DEVICE_ONLY)?;
-    let addressing = if case.paged {
-        KvAddressing::Paged { table: pages.view(), pages_per_sequence: 3, blocks_per_page: 2 }
-    } else {
-        KvAddressing::Contiguous { blocks: BLOCKS }
-    };
+    let addressing = blocks.addressing();
     let rotation = Rotation {
         head_dim: case.head_dim,
         style: RopeStyle::HalfSplit,

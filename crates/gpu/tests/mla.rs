@@ -1,35 +1,24 @@
 //! Multi-head latent attention, step by step, against sums in f64.
 
 mod common;
+#[path = "common/sequences.rs"]
+mod sequences;
+#[path = "common/values.rs"]
+mod values;
 
 use half::{bf16, f16};
 use marlin_formats::fragment::{FragmentLayout, FragmentMatrix};
 use marlin_formats::{Format, OwnedMatrix, encode};
 use marlin_gpu::ops::attention::workspace_len;
-use marlin_gpu::ops::kv_cache::{KV_BLOCK, KvAddressing, NO_SEQUENCE};
+use marlin_gpu::ops::kv_cache::{KV_BLOCK, NO_SEQUENCE};
 use marlin_gpu::ops::mla::{
     LatentLayout, MlaAppendKv, MlaAttention, MlaFused, MlaHeads, MlaWeights, latent_splits,
 };
 use marlin_gpu::{Buffer, CommandList, Device, GpuError};
 use marlin_kernels::rope::{Rope, RopeArgs, RopeConstants};
 use marlin_kernels::{Grid, View, ViewMut};
-
-/// Numbers between -1 and 1 (SplitMix64, Steele et al. 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-
-    fn values(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.next()).collect()
-    }
-}
+use sequences::{Blocks, upload_tokens};
+use values::{Random, inverse_frequencies};
 
 /// A matrix on a device and as f64.
 struct Placed {
@@ -43,7 +32,8 @@ struct Placed {
 impl Placed {
     fn new(device: &dyn Device, format: Format, rows: usize, cols: usize, seed: u64) -> Self {
         let matrix: OwnedMatrix =
-            encode(format, rows, cols, &Random(seed).values(rows * cols)).unwrap();
+            encode(format, rows, cols, &Random::new(seed).uniforms::<f32>(rows * cols, 1.0))
+                .unwrap();
         let layout = FragmentLayout::new(format, rows, cols, matrix.tensor_scale).unwrap();
         let FragmentMatrix { codes, scales, mins, .. } = layout.pack(&matrix.view()).unwrap();
         let words: Vec<u32> =
@@ -110,8 +100,8 @@ fn the_two_stage_projection_is_two_products_with_a_norm_between() {
         for (format_a, format_b, hidden, latent, rows, tokens, normed) in cases {
             let a = Placed::new(&*device, format_a, latent, hidden, 1);
             let b = Placed::new(&*device, format_b, rows, latent, 2);
-            let x = Random(3).values(tokens * hidden);
-            let weight = Random(4).values(latent);
+            let x = Random::new(3).uniforms::<f32>(tokens * hidden, 1.0);
+            let weight = Random::new(4).uniforms::<f32>(latent, 1.0);
             let x_buffer = device.upload_new("x", &x).unwrap();
             let weight_buffer = device.upload_new("norm", &weight).unwrap();
             for shares in [1, 3] {
@@ -170,7 +160,6 @@ struct Shape {
 }
 
 const EPSILON: f32 = 1e-6;
-const BLOCKS_PER_PAGE: u32 = 1;
 
 /// Everything between the projections and the output, as a decoding step runs it: rotation, append, absorbed queries,
 /// attention in the latent space, expansion; expected is the attention over keys and values made the plain way.
@@ -178,9 +167,8 @@ fn decode(device: &dyn Device, shape: Shape, lengths: &[usize]) -> Result<(), Gp
     let Shape { heads, key_dim, value_dim, layout, splits, paged } = shape;
     let (latent, rope) = (layout.latent as usize, layout.rope as usize);
     let kv_b = Placed::new(device, Format::INT4_G32, heads * (key_dim + value_dim), latent, 9);
-    let frequencies: Vec<f32> =
-        (0..rope / 2).map(|i| 10000f32.powf(-(2.0 * i as f32) / rope as f32)).collect();
-    let weight: Vec<f32> = Random(5).values(latent);
+    let frequencies = inverse_frequencies(rope / 2);
+    let weight: Vec<f32> = Random::new(5).uniforms(latent, 1.0);
     let frequencies_buffer = device.upload_new("frequencies", &frequencies)?;
     let weight_buffer = device.upload_new("norm", &weight)?;
 
@@ -190,36 +178,25 @@ fn decode(device: &dyn Device, shape: Shape, lengths: &[usize]) -> Result<(), Gp
         tokens.extend((0..length as u32).map(|p| (s as u32, p)));
     }
     tokens.push((NO_SEQUENCE, 0));
-    let mut random = Random(6);
-    let x: Vec<f32> = random.values(tokens.len() * (latent + rope));
+    let mut random = Random::new(6);
+    let x: Vec<f32> = random.uniforms(tokens.len() * (latent + rope), 1.0);
     let askers: Vec<usize> = (0..tokens.len())
         .filter(|&i| tokens.get(i + 1).is_none_or(|n| n.0 != tokens[i].0))
         .collect();
-    let q: Vec<f32> = random.values(askers.len() * heads * (key_dim + rope));
+    let q: Vec<f32> = random.uniforms(askers.len() * heads * (key_dim + rope), 1.0);
 
     let stride = lengths.iter().map(|&l| (l as u32).div_ceil(KV_BLOCK)).max().unwrap_or(1);
-    let blocks = stride as usize * lengths.len();
-    let pages: Vec<u32> = (0..blocks as u32).rev().collect();
-    let pages_buffer = device.upload_new("pages", &pages)?;
-    let addressing = match paged {
-        false => KvAddressing::Contiguous { blocks: stride },
-        true => KvAddressing::Paged {
-            table: pages_buffer.view(),
-            pages_per_sequence: stride,
-            blocks_per_page: BLOCKS_PER_PAGE,
-        },
+    let count = stride as usize * lengths.len();
+    let pages: Vec<u32> = (0..count as u32).rev().collect();
+    let blocks = match paged {
+        false => Blocks::Contiguous(stride),
+        true => Blocks::paged(device, &pages, stride, 1)?,
     };
-    let cache = common::output::<[u32; 4]>(device, blocks * layout.block_elements() / 8);
-    let split = |tokens: &[(u32, u32)]| -> Result<(Buffer<u32>, Buffer<u32>), GpuError> {
-        let (sequences, positions): (Vec<u32>, Vec<u32>) = tokens.iter().copied().unzip();
-        Ok((
-            device.upload_new("sequences", &sequences)?,
-            device.upload_new("positions", &positions)?,
-        ))
-    };
-    let (sequences, positions) = split(&tokens)?;
+    let addressing = blocks.addressing();
+    let cache = common::output::<[u32; 4]>(device, count * layout.block_elements() / 8);
+    let (sequences, positions) = upload_tokens(device, &tokens)?;
     let asking: Vec<(u32, u32)> = askers.iter().map(|&i| tokens[i]).collect();
-    let (asking_sequences, asking_positions) = split(&asking)?;
+    let (asking_sequences, asking_positions) = upload_tokens(device, &asking)?;
     let count = asking.len() as u32;
     let x_buffer = device.upload_new("x", &x)?;
     let q_buffer = device.upload_new("q", &q)?;
@@ -382,7 +359,7 @@ fn the_projection_runs_on_every_element_type() {
     for device in common::devices_of_width(32) {
         let a = Placed::new(&*device, Format::INT4_G32, latent, hidden, 1);
         let b = Placed::new(&*device, Format::INT4_G32, rows, latent, 2);
-        let x = Random(3).values(hidden);
+        let x = Random::new(3).uniforms::<f32>(hidden, 1.0);
         let expected = |x: &[f64]| -> Vec<f64> {
             let c: Vec<f64> = (0..latent).map(|r| dot(a.row(r), x)).collect();
             (0..rows).map(|r| dot(b.row(r), &c)).collect()

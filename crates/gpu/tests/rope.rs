@@ -9,7 +9,7 @@ use marlin_backend::RopeStyle;
 use marlin_gpu::ops::norm::NormWeight;
 use marlin_gpu::ops::rope::{HeadLayout, HeadValues, Heads, Rotation, rope};
 use marlin_gpu::{CommandList, Device, GpuError};
-use values::{Float, Random, assert_near};
+use values::{Float, Random, assert_near, inverse_frequencies};
 
 const EPSILON: f32 = 1e-6;
 const OFFSET: f32 = 1.0;
@@ -76,8 +76,7 @@ fn reference(
 fn check<T: Float>(device: &dyn Device, shape: Shape, positions: &[u32]) -> Result<(), GpuError> {
     let Shape { head_dim, pairs, .. } = shape;
     let mut random = Random::new(head_dim as u64);
-    let frequencies: Vec<f32> =
-        (0..pairs).map(|i| 10_000f32.powf(-(i as f32) / pairs as f32)).collect();
+    let frequencies = inverse_frequencies(pairs);
     let layout = |heads: usize| HeadLayout {
         heads,
         first: 0,

@@ -1,17 +1,20 @@
 //! Rotation and cache writing as one dispatch, against the two ops that it replaces.
 
 mod common;
+#[path = "common/sequences.rs"]
+mod sequences;
 #[path = "common/values.rs"]
 mod values;
 
 use half::{bf16, f16};
 use marlin_backend::RopeStyle;
-use marlin_gpu::ops::kv_cache::{AppendKv, KvAddressing, KvLayout, KvStorage, NO_SEQUENCE};
+use marlin_gpu::ops::kv_cache::{AppendKv, KvLayout, KvStorage, NO_SEQUENCE};
 use marlin_gpu::ops::norm::NormWeight;
 use marlin_gpu::ops::rope::{HeadLayout, HeadValues, Heads, Rotation, rope};
 use marlin_gpu::ops::rope_append::{HeadRows, QkvValues, RopeAppend};
 use marlin_gpu::{Buffer, Command, CommandList, Device, GpuError, Region};
-use values::{Float, Random};
+use sequences::{Blocks, upload_tokens};
+use values::{Float, Random, inverse_frequencies};
 
 /// What is done.
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +49,7 @@ const PLAIN: Case = Case {
 };
 
 /// Two sequences' tokens, and one that is not there.
-const SEQUENCES: [u32; 5] = [1, 0, NO_SEQUENCE, 0, 1];
-const POSITIONS: [u32; 5] = [0, 33, 7, 34, 95];
+const TOKENS: [(u32, u32); 5] = [(1, 0), (0, 33), (NO_SEQUENCE, 7), (0, 34), (1, 95)];
 /// Blocks of a sequence: 96 positions, or two pages of two blocks.
 const BLOCKS: u32 = 3;
 const PAGES: [u32; 4] = [6, 1, 3, 4];
@@ -69,7 +71,7 @@ impl<T: Float> Start<T> {
     fn new(case: &Case) -> Self {
         let mut random = Random::new(case.head_dim as u64);
         let (q, kv) = (case.q_heads * case.head_dim, case.kv_heads * case.head_dim);
-        let mut elements = |stride: usize| random.elements::<T>(SEQUENCES.len() * stride, 2.0);
+        let mut elements = |stride: usize| random.elements::<T>(TOKENS.len() * stride, 2.0);
         let apart = |width: usize| HeadRows { first: 0, stride: width + case.gap };
         let stride = q + 2 * kv + case.gap;
         let (rows, values) = if case.together {
@@ -81,9 +83,7 @@ impl<T: Float> Start<T> {
         };
         let [q, k, v] = values;
         let weights = [0, 1].map(|_| random.elements::<f32>(case.head_dim, 0.5));
-        let frequencies =
-            (0..case.pairs).map(|i| 10_000f32.powf(-(i as f32) / case.pairs as f32)).collect();
-        Self { q, k, v, weights, frequencies, rows }
+        Self { q, k, v, weights, frequencies: inverse_frequencies(case.pairs), rows }
     }
 }
 
@@ -103,9 +103,11 @@ fn run<T: Float>(
         false => device.upload_new(name, values),
     };
     let (k, v) = (apart("k", &start.k)?, apart("v", &start.v)?);
-    let sequences = device.upload_new("sequences", &SEQUENCES)?;
-    let positions = device.upload_new("positions", &POSITIONS)?;
-    let pages = device.upload_new("pages", &PAGES)?;
+    let (sequences, positions) = upload_tokens(device, &TOKENS)?;
+    let blocks = match case.paged {
+        true => Blocks::paged(device, &PAGES, 2, 2)?,
+        false => Blocks::Contiguous(BLOCKS),
+    };
     let frequencies = device.upload_new("frequencies", &start.frequencies)?;
     let weights = [
         device.upload_new("q norm", &start.weights[0])?,
@@ -114,11 +116,7 @@ fn run<T: Float>(
     let norm = |i: usize, wanted: bool| {
         wanted.then(|| NormWeight { weight: weights[i].view(), epsilon: 1e-5, offset: 0.5 })
     };
-    let addressing = if case.paged {
-        KvAddressing::Paged { table: pages.view(), pages_per_sequence: 2, blocks_per_page: 2 }
-    } else {
-        KvAddressing::Contiguous { blocks: BLOCKS }
-    };
+    let addressing = blocks.addressing();
     let rotation = Rotation {
         head_dim,
         style: case.style,
@@ -201,7 +199,7 @@ fn check<T: Float>(device: &dyn Device, case: &Case) {
     if case.together {
         // Keys go into the cache alone.
         let [_, k, _] = start.rows;
-        for token in 0..SEQUENCES.len() {
+        for token in 0..TOKENS.len() {
             let keys = k.first + token * k.stride;
             let keys = keys..keys + case.kv_heads * case.head_dim;
             expected_q[keys.clone()].copy_from_slice(&start.q[keys]);

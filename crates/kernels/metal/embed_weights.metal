@@ -26,7 +26,7 @@ SPECIALISE(uint, GROUP, 4);
 
 // out[i, ·] = factor · (scale · V(code) + min) of row ids[i]
 //
-// codes, scales, mins, supers: the fragment layout (crates/formats/src/fragment.rs); ids: [n]; out: [n, columns]. One
+// codes, scales, mins, supers: the fragment layout (crates/formats/src/fragment/mod.rs); ids: [n]; out: [n, columns]. One
 // threadgroup an id, a thread a slot: 16 columns of the row. A slot holds as many of the row eight further, so twice
 // the bytes are read; of a table that is a row in tens of thousands. An id outside the table gives a row of NaN.
 kernel void gather_weight_rows(

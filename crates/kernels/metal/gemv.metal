@@ -136,7 +136,7 @@ static inline float gate_activation(float x) {
     return 0.5f * x * (1.0f + tanh(inner));
 }
 
-// W in the fragment layout (codes, scales, mins, supers: crates/formats/src/fragment.rs), x: [tokens, columns],
+// W in the fragment layout (codes, scales, mins, supers: crates/formats/src/fragment/mod.rs), x: [tokens, columns],
 // bias: [rows] (gate and up one after the other, up from a multiple of 16), y: [tokens, rows].
 //
 // A threadgroup multiplies one row block of 16 rows. Its threads are 32 slots × shares of the

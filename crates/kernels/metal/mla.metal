@@ -91,96 +91,8 @@ SPECIALISE(uint, PIECES, 9);
 SPECIALISE(bool, SPLIT, 10);
 
 #include "kv_cache.h"
-#include "weights.h"
-
-// The most tokens of a threadgroup of mla_fused, and heads of a SIMD-group of mla_attend.
-#define MAX_ROWS 4u
-// Positions that mla_attend takes at a time: with more, registers leave too few threads.
-#define BATCH 2u
-#define LOWEST -3.0e38f
-
-// What finds a matrix's values.
-struct MlaMatrix {
-    DEVICE(const uint) codes;
-    DEVICE(const uchar) scales;
-    DEVICE(const uchar) mins;
-    uint blocks;  // Of a row block.
-    uint groups;  // Scales of a row.
-    uint columns; // Columns that share a scale.
-};
-
-struct MlaSums {
-    float value[2][4]; // Row g or g + 8, token.
-};
-
-// Scale (x, y) and minimum (z, w) of rows g and g + 8 for the columns of step s (16 columns) of a block.
-static inline float4 step_scale(
-    THREAD(const MlaMatrix) matrix, uint row_block, uint block, uint s, uint g) {
-    uint place = (row_block * matrix->groups + (block * 64u + s * 16u) / matrix->columns) * 8u + g;
-    StoredScale stored;
-    load_scale(matrix->scales, matrix->mins, device_cast(const half, matrix->scales), place, 0u, &stored);
-    float2 scale = scale_of(&stored);
-    float2 least = min_of(&stored);
-    return make_float4(scale.x, scale.y, least.x, least.y);
-}
-
-// sums = rows g and g + 8 of row block `row_block` times `tokens` rows of x, whole in the slots t = 0.
-//
-// 32 threads, slot = 4 · g + t, whatever the SIMD width: four neighbours hold the same rows.
-template <typename P>
-static inline void multiply_row_block(
-    THREAD(const MlaMatrix) matrix, P x, uint x_stride, uint x_columns, uint tokens, uint row_block,
-    uint slot, THREAD(MlaSums) sums) {
-    uint g = slot / 4u;
-    uint t = slot % 4u;
-    UNROLL
-    for (uint m = 0u; m < MAX_ROWS; ++m) {
-        sums->value[0][m] = 0.0f;
-        sums->value[1][m] = 0.0f;
-    }
-    for (uint block = 0u; block < matrix->blocks; ++block) {
-        Slot held;
-        load_slot(matrix->codes + ulong(row_block * matrix->blocks + block) * ulong(32u * code_bits()),
-            slot, &held);
-        UNROLL
-        for (uint s = 0u; s < 4u; ++s) {
-            float4 scale = step_scale(matrix, row_block, block, s, g);
-            float2 low[2];
-            float2 high[2];
-            UNROLL
-            for (uint p = 0u; p < 2u; ++p) {
-                low[p] = slot_pair_float(&held, 0u, 2u * s + p);
-                high[p] = slot_pair_float(&held, 1u, 2u * s + p);
-            }
-            uint k = block * 64u + s * 16u + 4u * t;
-            UNROLL
-            for (uint m = 0u; m < MAX_ROWS; ++m) {
-                if (m < tokens) {
-                    float v[4];
-                    UNROLL
-                    for (uint i = 0u; i < 4u; ++i) {
-                        v[i] = k + i < x_columns ? load_float(x, m * x_stride + k + i) : 0.0f;
-                    }
-                    float all = (v[0] + v[1]) + (v[2] + v[3]);
-                    float a = fma(low[0].x, v[0], fma(low[0].y, v[1], fma(low[1].x, v[2], low[1].y * v[3])));
-                    float b =
-                        fma(high[0].x, v[0], fma(high[0].y, v[1], fma(high[1].x, v[2], high[1].y * v[3])));
-                    sums->value[0][m] = fma(scale.x, a, fma(scale.z, all, sums->value[0][m]));
-                    sums->value[1][m] = fma(scale.y, b, fma(scale.w, all, sums->value[1][m]));
-                }
-            }
-        }
-    }
-    UNROLL
-    for (uint m = 0u; m < MAX_ROWS; ++m) {
-        UNROLL
-        for (uint h = 0u; h < 2u; ++h) {
-            float sum = sums->value[h][m];
-            sum = sum + simd_shuffle_xor(sum, 1u);
-            sums->value[h][m] = sum + simd_shuffle_xor(sum, 2u);
-        }
-    }
-}
+#include "mla_product.h"
+#include "mla_latent.h"
 
 // out[m] = B · norm(A · x[m]), or without the norm.
 //
@@ -215,18 +127,13 @@ kernel void mla_fused(
     uint share = thread_index / 32u;
     uint shares = threads.x / 32u;
     uint slot = thread_index % 32u;
-    uint first_token = group.y * MAX_ROWS;
-    uint tokens = min(args.tokens - first_token, MAX_ROWS);
+    uint first_token = group.y * MAX_TOKENS;
+    uint tokens = min(args.tokens - first_token, MAX_TOKENS);
     MlaSums sums;
 
     // Rounds are the same for all threads: the exchanges need everyone.
-    MlaMatrix a;
-    a.codes = codes_a;
-    a.scales = scales_a;
-    a.mins = mins_a;
-    a.blocks = args.blocks_a;
-    a.groups = args.groups_a;
-    a.columns = args.columns_a;
+    MlaMatrix a =
+        mla_matrix(codes_a, scales_a, mins_a, args.blocks_a, args.groups_a, args.columns_a);
     uint row_blocks = (args.latent + 15u) / 16u;
     DEVICE(const T) rows = x + ulong(first_token) * ulong(args.x_stride);
     for (uint first = 0u; first < row_blocks; first += shares) {
@@ -235,7 +142,7 @@ kernel void mla_fused(
         UNROLL
         for (uint h = 0u; h < 2u; ++h) {
             UNROLL
-            for (uint m = 0u; m < MAX_ROWS; ++m) {
+            for (uint m = 0u; m < MAX_TOKENS; ++m) {
                 uint row = row_block * 16u + 8u * h + slot / 4u;
                 if (slot % 4u == 0u && first + share < row_blocks && row < args.latent && m < tokens) {
                     shared[m * args.latent + row] = sums.value[h][m] * args.factor_a;
@@ -260,13 +167,8 @@ kernel void mla_fused(
         barrier_threadgroup();
     }
 
-    MlaMatrix b;
-    b.codes = codes_b;
-    b.scales = scales_b;
-    b.mins = mins_b;
-    b.blocks = args.blocks_b;
-    b.groups = args.groups_b;
-    b.columns = args.columns_b;
+    MlaMatrix b =
+        mla_matrix(codes_b, scales_b, mins_b, args.blocks_b, args.groups_b, args.columns_b);
     row_blocks = (args.out_rows + 15u) / 16u;
     uint begin = row_blocks * group.x / groups.x;
     uint end = row_blocks * (group.x + 1u) / groups.x;
@@ -276,7 +178,7 @@ kernel void mla_fused(
         UNROLL
         for (uint h = 0u; h < 2u; ++h) {
             UNROLL
-            for (uint m = 0u; m < MAX_ROWS; ++m) {
+            for (uint m = 0u; m < MAX_TOKENS; ++m) {
                 uint row = row_block * 16u + 8u * h + slot / 4u;
                 if (slot % 4u == 0u && first + share < end && row < args.out_rows && m < tokens) {
                     store_float(out, ulong(first_token + m) * ulong(args.out_stride) + ulong(row),
@@ -353,13 +255,7 @@ kernel void mla_absorb(
     uint thread_index [[thread_index_in_threadgroup]]) {
     allow_next();
     wait_for_previous();
-    MlaMatrix matrix;
-    matrix.codes = codes;
-    matrix.scales = scales;
-    matrix.mins = mins;
-    matrix.blocks = args.blocks;
-    matrix.groups = args.groups;
-    matrix.columns = args.columns;
+    MlaMatrix matrix = mla_matrix(codes, scales, mins, args.blocks, args.groups, args.columns);
     uint slot = thread_index % 32u;
     uint g = slot / 4u;
     uint t = slot % 4u;
@@ -433,13 +329,7 @@ kernel void mla_expand(
     uint thread_index [[thread_index_in_threadgroup]]) {
     allow_next();
     wait_for_previous();
-    MlaMatrix matrix;
-    matrix.codes = codes;
-    matrix.scales = scales;
-    matrix.mins = mins;
-    matrix.blocks = args.blocks;
-    matrix.groups = args.groups;
-    matrix.columns = args.columns;
+    MlaMatrix matrix = mla_matrix(codes, scales, mins, args.blocks, args.groups, args.columns);
     uint share = thread_index / 32u;
     uint shares = threads.x / 32u;
     uint slot = thread_index % 32u;
@@ -459,12 +349,6 @@ kernel void mla_expand(
         }
     }
 }
-
-// Values and rotary part of one position that a lane owns.
-struct LatentPieces {
-    uint4 latent[8];
-    float rope[16];
-};
 
 // query: [tokens][heads][LATENT + ROPE]; cache: as mla_append writes it; out: [tokens][heads][LATENT]; partial: as in
 // attention.metal, with LATENT for HEAD_DIM. Grid: x splits, y ⌈heads / (SIMD-groups · ROW_HEADS)⌉, z tokens.
@@ -499,46 +383,11 @@ kernel void mla_attend(
     uint sequence = sequences[token];
     uint last = positions[token];
     uint row_pieces = (LATENT + ROPE) / 8u;
-    uint rope_lanes = (ROPE + simd_width - 1u) / simd_width; // Rotary values of a lane.
-    float factor = args.scale * 1.44269504f;
 
-    float q[4][8][8]; // [head][piece][value]
-    float q_rope[4][16];
-    float sums[4][8][8];
-    float greatest[4];
-    float total[4];
-    UNROLL
-    for (uint r = 0u; r < MAX_ROWS; ++r) {
-        greatest[r] = LOWEST;
-        total[r] = 0.0f;
-        // Heads past the last repeat it, and write nothing.
-        uint head = min(first_head + r, args.heads - 1u);
-        ulong from = ulong(token) * ulong(args.query_stride) + ulong(head * (LATENT + ROPE));
-        if (r < ROW_HEADS) {
-            UNROLL
-            for (uint c = 0u; c < 8u; ++c) {
-                if (c < PIECES) {
-                    uint piece = lane + c * simd_width;
-                    UNROLL
-                    for (uint d = 0u; d < 8u; ++d) {
-                        sums[r][c][d] = 0.0f;
-                        q[r][c][d] = 0.0f;
-                        if (piece < LATENT / 8u) {
-                            q[r][c][d] = load_float(query, from + ulong(piece * 8u + d)) * factor;
-                        }
-                    }
-                }
-            }
-            UNROLL
-            for (uint i = 0u; i < 16u; ++i) {
-                if (i < rope_lanes) {
-                    uint d = lane + i * simd_width;
-                    q_rope[r][i] =
-                        d < ROPE ? load_float(query, from + ulong(LATENT + d)) * factor : 0.0f;
-                }
-            }
-        }
-    }
+    LatentRows held;
+    DEVICE(const T) queries = query + ulong(token) * ulong(args.query_stride);
+    start_latent_rows(
+        queries, first_head, args.heads, args.scale * 1.44269504f, lane, simd_width, &held);
 
     uint count = sequence == KV_NO_SEQUENCE ? 0u : last / BATCH + 1u;
     uint begin = uint(ulong(count) * ulong(group.x) / ulong(groups.x)) * BATCH;
@@ -548,126 +397,19 @@ kernel void mla_attend(
         uint block = kv_physical_block(pages, BLOCKS_PER_PAGE, args.stride, sequence, tile / KV_BLOCK);
         DEVICE(const uint4) rows =
             cache + ulong(block * KV_BLOCK + tile % KV_BLOCK) * ulong(row_pieces);
-        LatentPieces held[2];
-        UNROLL
-        for (uint b = 0u; b < BATCH; ++b) {
-            UNROLL
-            for (uint c = 0u; c < 8u; ++c) {
-                if (c < PIECES) {
-                    uint piece = lane + c * simd_width;
-                    held[b].latent[c] = make_uint4(0u, 0u, 0u, 0u);
-                    if (tile + b <= last && piece < LATENT / 8u) {
-                        held[b].latent[c] = rows[b * row_pieces + piece];
-                    }
-                }
-            }
-            UNROLL
-            for (uint i = 0u; i < 16u; ++i) {
-                if (i < rope_lanes) {
-                    uint d = lane + i * simd_width;
-                    held[b].rope[i] = 0.0f;
-                    if (tile + b <= last && d < ROPE) {
-                        held[b].rope[i] = float(
-                            device_cast(const half, rows + b * row_pieces + LATENT / 8u)[d]);
-                    }
-                }
-            }
-        }
-
-        float scores[2][4]; // [position][head]
-        UNROLL
-        for (uint b = 0u; b < BATCH; ++b) {
-            UNROLL
-            for (uint r = 0u; r < MAX_ROWS; ++r) {
-                scores[b][r] = 0.0f;
-            }
-            UNROLL
-            for (uint c = 0u; c < 8u; ++c) {
-                if (c < PIECES) {
-                    float value[32];
-                    kv_unpack(KV_F16, held[b].latent[c], value);
-                    UNROLL
-                    for (uint r = 0u; r < MAX_ROWS; ++r) {
-                        if (r < ROW_HEADS) {
-                            UNROLL
-                            for (uint d = 0u; d < 8u; ++d) {
-                                scores[b][r] = fma(q[r][c][d], value[d], scores[b][r]);
-                            }
-                        }
-                    }
-                }
-            }
-            UNROLL
-            for (uint r = 0u; r < MAX_ROWS; ++r) {
-                if (r < ROW_HEADS) {
-                    UNROLL
-                    for (uint i = 0u; i < 16u; ++i) {
-                        if (i < rope_lanes) {
-                            scores[b][r] = fma(q_rope[r][i], held[b].rope[i], scores[b][r]);
-                        }
-                    }
-                    scores[b][r] = simd_sum(scores[b][r]);
-                }
-            }
-        }
-
-        UNROLL
-        for (uint r = 0u; r < MAX_ROWS; ++r) {
-            if (r < ROW_HEADS) {
-                float bound = greatest[r];
-                UNROLL
-                for (uint b = 0u; b < BATCH; ++b) {
-                    bound = max(bound, tile + b <= last ? scores[b][r] : LOWEST);
-                }
-                float correction = exp2(greatest[r] - bound);
-                greatest[r] = bound;
-                total[r] = total[r] * correction;
-                UNROLL
-                for (uint b = 0u; b < BATCH; ++b) {
-                    scores[b][r] = tile + b <= last ? exp2(scores[b][r] - bound) : 0.0f;
-                    total[r] = total[r] + scores[b][r];
-                }
-                // The same in all lanes: a sum over them is.
-                if (correction != 1.0f) {
-                    UNROLL
-                    for (uint c = 0u; c < 8u; ++c) {
-                        if (c < PIECES) {
-                            UNROLL
-                            for (uint d = 0u; d < 8u; ++d) {
-                                sums[r][c][d] = sums[r][c][d] * correction;
-                            }
-                        }
-                    }
-                }
-            }
-        }
-        UNROLL
-        for (uint b = 0u; b < BATCH; ++b) {
-            UNROLL
-            for (uint c = 0u; c < 8u; ++c) {
-                if (c < PIECES) {
-                    float value[32];
-                    kv_unpack(KV_F16, held[b].latent[c], value);
-                    UNROLL
-                    for (uint r = 0u; r < MAX_ROWS; ++r) {
-                        if (r < ROW_HEADS) {
-                            UNROLL
-                            for (uint d = 0u; d < 8u; ++d) {
-                                sums[r][c][d] = fma(scores[b][r], value[d], sums[r][c][d]);
-                            }
-                        }
-                    }
-                }
-            }
-        }
+        LatentPieces pieces[BATCH];
+        load_latent(rows, tile, last, lane, simd_width, pieces);
+        LatentScores scores;
+        score_latent(&held, pieces, simd_width, &scores);
+        add_latent(&held, pieces, tile, last, &scores);
     }
 
     UNROLL
-    for (uint r = 0u; r < MAX_ROWS; ++r) {
+    for (uint r = 0u; r < MAX_HEADS; ++r) {
         uint head = first_head + r;
         if (r < ROW_HEADS && head < args.heads) {
             uint place = (token * args.heads + head) * groups.x + group.x;
-            float inverse = total[r] > 0.0f ? 1.0f / total[r] : 0.0f;
+            float inverse = held.total[r] > 0.0f ? 1.0f / held.total[r] : 0.0f;
             UNROLL
             for (uint c = 0u; c < 8u; ++c) {
                 uint piece = lane + c * simd_width;
@@ -676,19 +418,19 @@ kernel void mla_attend(
                     for (uint d = 0u; d < 8u; ++d) {
                         uint i = piece * 8u + d;
                         if (SPLIT) {
-                            partial[ulong(place) * ulong(LATENT) + ulong(i)] = sums[r][c][d];
+                            partial[ulong(place) * ulong(LATENT) + ulong(i)] = held.sums[r][c][d];
                         } else {
                             store_float(out,
                                 ulong(token) * ulong(args.out_stride) + ulong(head * LATENT + i),
-                                sums[r][c][d] * inverse);
+                                held.sums[r][c][d] * inverse);
                         }
                     }
                 }
             }
             if (SPLIT && lane == 0u) {
                 ulong all = ulong(groups.z * args.heads * groups.x) * ulong(LATENT);
-                partial[all + ulong(2u * place)] = greatest[r];
-                partial[all + ulong(2u * place + 1u)] = total[r];
+                partial[all + ulong(2u * place)] = held.greatest[r];
+                partial[all + ulong(2u * place + 1u)] = held.total[r];
             }
         }
     }

@@ -14,17 +14,7 @@ pub(super) fn lower<'s>(cx: Context<'s>, root: Node<'_>) -> Module<'s> {
     let mut c = CFamily { cx, class: None, top: Vec::new(), types: HashMap::new() };
     c.items(root);
     let body = std::mem::take(&mut c.top);
-    c.cx.module.functions.push(Function {
-        name: Cow::Borrowed("<file>"),
-        class: None,
-        kind: FunctionKind::TopLevel,
-        params: Vec::new(),
-        body,
-        span: span(root),
-        is_test: false,
-        is_selector: false,
-    });
-    c.cx.module
+    c.cx.into_module("<file>", body, span(root))
 }
 
 pub(super) struct CFamily<'s> {

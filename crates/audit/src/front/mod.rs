@@ -17,12 +17,13 @@ mod rust_macros;
 mod swift;
 mod swift_expr;
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use tree_sitter::{Node, ParseOptions, Parser, Tree};
 
-use crate::ir::{Expr, ExprKind, Language, Module, Span, Stmt};
+use crate::ir::{Expr, ExprKind, Function, FunctionKind, Language, Module, Span, Stmt};
 
 /// How deeply nested a syntax tree may be before its inner parts are left out: a generated
 /// expression of ten thousand terms must not exhaust the stack.
@@ -188,6 +189,21 @@ impl<'s> Context<'s> {
     /// The text of the field `name` of `node`, or nothing.
     fn field_text(&self, node: Node<'_>, name: &str) -> Option<&'s str> {
         node.child_by_field_name(name).map(|n| self.text(n))
+    }
+
+    /// The module, with what the file itself does as the last of its functions.
+    fn into_module(mut self, name: &'static str, body: Vec<Stmt<'s>>, span: Span) -> Module<'s> {
+        self.module.functions.push(Function {
+            name: Cow::Borrowed(name),
+            class: None,
+            kind: FunctionKind::TopLevel,
+            params: Vec::new(),
+            body,
+            span,
+            is_test: false,
+            is_selector: false,
+        });
+        self.module
     }
 
     /// Remembers a string literal that holds Metal source.

@@ -12,17 +12,7 @@ use crate::ir::{
 pub(super) fn lower<'s>(cx: Context<'s>, root: Node<'_>) -> Module<'s> {
     let mut py = Python { cx, class: None };
     let body = py.statements(root);
-    py.cx.module.functions.push(Function {
-        name: Cow::Borrowed("<module>"),
-        class: None,
-        kind: FunctionKind::TopLevel,
-        params: Vec::new(),
-        body,
-        span: span(root),
-        is_test: false,
-        is_selector: false,
-    });
-    py.cx.module
+    py.cx.into_module("<module>", body, span(root))
 }
 
 struct Python<'s> {

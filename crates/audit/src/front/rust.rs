@@ -11,17 +11,7 @@ pub(super) fn lower<'s>(cx: Context<'s>, root: Node<'_>) -> Module<'s> {
     let mut rust = Rust { cx, class: None, in_function: false, test: false, top: Vec::new() };
     rust.items(root);
     let body = std::mem::take(&mut rust.top);
-    rust.cx.module.functions.push(Function {
-        name: Cow::Borrowed("<module>"),
-        class: None,
-        kind: FunctionKind::TopLevel,
-        params: Vec::new(),
-        body,
-        span: span(root),
-        is_test: false,
-        is_selector: false,
-    });
-    rust.cx.module
+    rust.cx.into_module("<module>", body, span(root))
 }
 
 pub(super) struct Rust<'s> {

@@ -13,17 +13,7 @@ pub(super) fn lower<'s>(cx: Context<'s>, root: Node<'_>) -> Module<'s> {
     for child in children(root) {
         swift.statement(child, &mut body);
     }
-    swift.cx.module.functions.push(Function {
-        name: Cow::Borrowed("<file>"),
-        class: None,
-        kind: FunctionKind::TopLevel,
-        params: Vec::new(),
-        body,
-        span: span(root),
-        is_test: false,
-        is_selector: false,
-    });
-    swift.cx.module
+    swift.cx.into_module("<file>", body, span(root))
 }
 
 pub(super) struct Swift<'s> {

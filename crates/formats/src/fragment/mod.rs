@@ -47,14 +47,13 @@
 //!
 //! `value = (scale · V(code) + min) · factor`, V(code) = code − offset, or the E2M1 or E4M3 number.
 
+mod pack;
+mod planes;
 mod unpack;
 
-use std::ops::Range;
+use crate::{Code, Format, FormatError, ScaleStorage, Values};
 
-use half::f16;
-
-use crate::{AffineRow, Code, Format, FormatError, Matrix, ScaleStorage, Values, fp8};
-
+pub use pack::FragmentMatrix;
 pub use unpack::Fragments;
 
 /// Rows of a block.
@@ -153,19 +152,6 @@ pub struct FragmentLayout {
     pub factor: f32,
 }
 
-/// A matrix in blocks.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct FragmentMatrix {
-    /// The codes.
-    pub codes: Vec<u8>,
-    /// The scales, or nothing.
-    pub scales: Vec<u8>,
-    /// The minimums, or nothing.
-    pub mins: Vec<u8>,
-    /// The super-blocks' scales and minimums, or nothing.
-    pub supers: Vec<u8>,
-}
-
 impl FragmentLayout {
     /// The layout of a matrix in `format`; `None` if its groups are not 16, 32 or a
     /// multiple of 64 columns.
@@ -192,7 +178,7 @@ impl FragmentLayout {
         let (code, offset, group, scale, has_min) = if fp8 {
             let Format::Group(g) = format else { return None };
             let group = Some(g.group_cols(cols)).filter(|&g| g < cols);
-            (C::Fp8, 0, group, FragmentScale::of(g.scale.into()), false)
+            (C::Fp8, 0, group, FragmentScale::of(ScaleStorage::per_group(g.scale)), false)
         } else {
             let affine = format.affine()?;
             let (offset, table) = match affine.values {
@@ -338,195 +324,21 @@ impl FragmentLayout {
         self.sizes().iter().sum()
     }
 
-    /// Packs the whole matrix.
-    ///
-    /// # Errors
-    /// If `matrix` is not the one this layout was made for.
-    pub fn pack(&self, matrix: &Matrix<'_>) -> Result<FragmentMatrix, FormatError> {
-        let mut out = FragmentMatrix::default();
-        self.pack_row_blocks(matrix, 0..self.row_blocks(), &mut out)?;
-        Ok(out)
-    }
-
-    /// Packs the rows of `row_blocks` into `out`, whose buffers are made to hold just those
-    /// ([`row_block_sizes`](Self::row_block_sizes) each); their memory is used again. What lies in a buffer is a part in
-    /// one piece of the whole matrix's.
-    ///
-    /// # Errors
-    /// If `matrix` is not the one this layout was made for, or `row_blocks` is out of range.
-    pub fn pack_row_blocks(
-        &self,
-        matrix: &Matrix<'_>,
-        row_blocks: Range<usize>,
-        out: &mut FragmentMatrix,
-    ) -> Result<(), FormatError> {
-        let same = (matrix.rows, matrix.cols) == (self.rows, self.cols)
-            && Self::new(matrix.format, self.rows, self.cols, self.factor) == Some(*self);
-        if !same || row_blocks.end > self.row_blocks() {
-            return Err(FormatError::Layout {
-                layout: "fragment",
-                reason: format!(
-                    "row blocks {row_blocks:?} of {} [{}, {}], expected some of {} of [{}, {}]",
-                    matrix.format,
-                    matrix.rows,
-                    matrix.cols,
-                    self.row_blocks(),
-                    self.rows,
-                    self.cols,
-                ),
-            });
-        }
-        let [codes, scales, mins, supers] =
-            self.row_block_sizes().map(|bytes| bytes * row_blocks.len());
-        for (buffer, bytes) in [
-            (&mut out.codes, codes),
-            (&mut out.scales, scales),
-            (&mut out.mins, mins),
-            (&mut out.supers, supers),
-        ] {
-            buffer.clear();
-            buffer.resize(bytes, 0);
-        }
-        let mut scratch = AffineRow::default();
-        for row_block in row_blocks.clone() {
-            self.pack_row_block(matrix, row_block, row_block - row_blocks.start, out, &mut scratch);
-        }
-        Ok(())
-    }
-
-    /// Packs 16 rows into place `at` of `out`, which holds zeros there.
-    fn pack_row_block(
-        &self,
-        matrix: &Matrix<'_>,
-        row_block: usize,
-        at: usize,
-        out: &mut FragmentMatrix,
-        scratch: &mut AffineRow,
-    ) {
-        let first = row_block * BLOCK_ROWS;
-        let bytes = self.blocks() * self.block_bytes();
-        for r in 0..BLOCK_ROWS.min(self.rows - first) {
-            let codes = &mut out.codes[at * bytes..][..bytes];
-            let data = matrix.row_data(first + r);
-            match self.code {
-                FragmentCode::F16 | FragmentCode::Bf16 => {
-                    self.pack_words(r, codes, |k| word16(data, k));
-                }
-                FragmentCode::F32 => self.pack_words(r, codes, |k| word32(data, k)),
-                FragmentCode::Fp8 => {
-                    self.pack_words(r, codes, |k| u32::from(data[k]));
-                    self.put_fp8_scales(matrix, first + r, (at, r), out);
-                }
-                _ => {
-                    matrix.affine_row(first + r, scratch);
-                    self.pack_words(r, codes, |k| u32::from(scratch.codes[k]));
-                    self.put_scales(scratch, at, r, out);
-                }
-            }
-        }
-    }
-
-    /// Puts the codes of row `r` of a row block into its blocks.
-    fn pack_words(&self, r: usize, codes: &mut [u8], code: impl Fn(usize) -> u32) {
-        for (b, block) in codes.chunks_exact_mut(self.block_bytes()).enumerate() {
-            let first = b * BLOCK_COLS;
-            let mut values = [0; BLOCK_COLS];
-            for (k, value) in values.iter_mut().enumerate().take(self.cols - first) {
-                *value = code(first + k);
-            }
-            let (mut rest, mut shift) = (block, 0);
-            for &width in planes(self.code.bits()) {
-                let (plane, after) =
-                    rest.split_at_mut(BLOCK_ROWS * BLOCK_COLS / 8 * width as usize);
-                match width {
-                    1 => pack_plane::<1>(r, &values, shift, plane),
-                    2 => pack_plane::<2>(r, &values, shift, plane),
-                    4 if self.code == FragmentCode::Fp4 => {
-                        pack_plane::<4>(r, &values, shift, plane);
-                        take_apart(r, plane);
-                    }
-                    4 => pack_plane::<4>(r, &values, shift, plane),
-                    8 => pack_plane::<8>(r, &values, shift, plane),
-                    16 => pack_plane::<16>(r, &values, shift, plane),
-                    _ => pack_plane::<32>(r, &values, shift, plane),
-                }
-                rest = after;
-                shift += width;
-            }
-        }
-    }
-
     /// Where the scale or minimum of group `g` of row `r` lies, in elements.
     fn scale_at(&self, row_block: usize, g: usize, r: usize) -> usize {
-        (row_block * self.groups() + g) * BLOCK_ROWS + 2 * (r % 8) + r / 8
+        (row_block * self.groups() + g) * BLOCK_ROWS + row_place(r)
     }
 
-    fn put_scales(&self, row: &AffineRow, row_block: usize, r: usize, out: &mut FragmentMatrix) {
-        for (s, &scale) in row.super_scales.iter().enumerate() {
-            let supers = self.padded_cols().div_ceil(SUPER);
-            let at = (row_block * supers + s) * self.super_values() + 2 * (r % 8) + r / 8;
-            out.supers[2 * at..2 * at + 2].copy_from_slice(&scale.to_le_bytes());
-            if let Some(min) = row.super_mins.get(s) {
-                let at = at + BLOCK_ROWS;
-                out.supers[2 * at..2 * at + 2].copy_from_slice(&min.to_le_bytes());
-            }
-        }
-        for (g, &scale) in row.scales.iter().enumerate() {
-            let at = self.scale_at(row_block, g, r);
-            if self.scale == FragmentScale::SuperBlock {
-                out.scales[at] = row.sub_scales[g] as u8;
-                if self.min == FragmentMin::SuperBlock {
-                    out.mins[at] = row.sub_mins[g];
-                }
-                continue;
-            }
-            // The row view halves the scales of E2M1, whose table it doubles.
-            let scale = if self.code == FragmentCode::Fp4 { 2.0 * scale } else { scale };
-            self.put_scale(scale, at, out);
-            match (self.min, row.mins.get(g)) {
-                (FragmentMin::F16, Some(&min)) => {
-                    out.mins[2 * at..2 * at + 2].copy_from_slice(&f16::from_f32(min).to_le_bytes());
-                }
-                (FragmentMin::F32, Some(&min)) => {
-                    out.mins[4 * at..4 * at + 4].copy_from_slice(&min.to_le_bytes());
-                }
-                _ => {}
-            }
-        }
+    /// Where the scale of super-block `s` of row `r` lies, in elements; its minimum is `BLOCK_ROWS` further on.
+    fn super_at(&self, row_block: usize, s: usize, r: usize) -> usize {
+        let supers = self.padded_cols().div_ceil(SUPER);
+        (row_block * supers + s) * self.super_values() + row_place(r)
     }
+}
 
-    fn put_fp8_scales(
-        &self,
-        matrix: &Matrix<'_>,
-        row: usize,
-        (row_block, r): (usize, usize),
-        out: &mut FragmentMatrix,
-    ) {
-        let Format::Group(format) = matrix.format else { return };
-        let (_, grid_cols) = format.grid(matrix.rows, matrix.cols);
-        for g in 0..grid_cols {
-            let index = row / format.group_rows() * grid_cols + g;
-            let scale = crate::group::read_scale(format.scale, matrix.scales, index);
-            self.put_scale(scale, self.scale_at(row_block, g, r), out);
-        }
-    }
-
-    fn put_scale(&self, scale: f32, at: usize, out: &mut FragmentMatrix) {
-        match self.scale {
-            FragmentScale::F16 => {
-                out.scales[2 * at..2 * at + 2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
-            }
-            FragmentScale::F32 => {
-                out.scales[4 * at..4 * at + 4].copy_from_slice(&scale.to_le_bytes());
-            }
-            // The exponent's byte; 255 for NaN.
-            FragmentScale::E8M0 => {
-                out.scales[at] = if scale.is_nan() { 255 } else { (scale.to_bits() >> 23) as u8 };
-            }
-            FragmentScale::E4M3 => out.scales[at] = fp8::encode_e4m3(scale),
-            FragmentScale::None | FragmentScale::SuperBlock => {}
-        }
-    }
+/// The place of row `r` among the scales of its row block.
+fn row_place(r: usize) -> usize {
+    2 * (r % 8) + r / 8
 }
 
 impl FragmentScale {
@@ -539,95 +351,6 @@ impl FragmentScale {
             ScaleStorage::SuperBlock { .. } => Self::SuperBlock,
         }
     }
-}
-
-impl From<crate::ScaleType> for ScaleStorage {
-    fn from(scale: crate::ScaleType) -> Self {
-        match scale {
-            crate::ScaleType::F16 => Self::F16,
-            crate::ScaleType::F32 => Self::F32,
-            crate::ScaleType::E8M0 => Self::E8M0,
-            crate::ScaleType::E4M3 => Self::E4M3,
-        }
-    }
-}
-
-/// Widths of the planes that hold codes of `bits` bits, lowest bits first.
-fn planes(bits: usize) -> &'static [u32] {
-    match bits {
-        2 => &[2],
-        3 => &[2, 1],
-        4 => &[4],
-        5 => &[4, 1],
-        6 => &[4, 2],
-        8 => &[8],
-        16 => &[16],
-        _ => &[32],
-    }
-}
-
-/// Puts `WIDTH` bits from `shift` on of each of a row's 64 values into a plane of a block, whose bits there are zero.
-fn pack_plane<const WIDTH: u32>(
-    r: usize,
-    values: &[u32; BLOCK_COLS],
-    shift: u32,
-    plane: &mut [u8],
-) {
-    let mask = u32::MAX >> (32 - WIDTH);
-    let (g, h) = (r % 8, r / 8);
-    // Words of a slot that this row has to itself; with one bit it shares one with row g or g + 8.
-    let own = (WIDTH as usize / 2).max(1);
-    // Words of a chunk: 16 bytes, or all that a slot has.
-    let chunk = (WIDTH as usize).min(4);
-    for t in 0..4 {
-        let mut words = [0_u32; 16];
-        for j in 0..16 {
-            let value = (values[j / 4 * 16 + 4 * t + j % 4] >> shift) & mask;
-            let (p, odd) = (j / 2, (j % 2) as u32);
-            let (word, bit) = match WIDTH {
-                1 => (0, p + 8 * h),
-                2 => (0, 2 * p),
-                4 => (p / 4, 4 * (p % 4)),
-                8 => (p / 2, 8 * (p % 2)),
-                16 => (p, 0),
-                _ => (j, 0),
-            };
-            let bit = if WIDTH == 32 { 0 } else { bit as u32 + 16 * odd };
-            words[word] |= value << bit;
-        }
-        let slot = 4 * g + t;
-        let first = if WIDTH == 1 { 0 } else { h * own };
-        for (i, word) in words.iter().enumerate().take(own) {
-            let index = first + i;
-            let at = 4 * ((index / chunk * 32 + slot) * chunk + index % chunk);
-            let bytes = &mut plane[at..at + 4];
-            let there = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-            bytes.copy_from_slice(&(there | word).to_le_bytes());
-        }
-    }
-}
-
-/// Puts the E2M1 codes of row `r` of a block, four to 16 bits in order, where the module's documentation says.
-fn take_apart(r: usize, plane: &mut [u8]) {
-    let (g, h) = (r % 8, r / 8);
-    for slot in 4 * g..4 * g + 4 {
-        for half in plane[16 * slot + 8 * h..][..8].chunks_exact_mut(2) {
-            let codes = u16::from_le_bytes([half[0], half[1]]);
-            let magnitude = |q: u32| codes >> (4 * q) & 7;
-            let sign = |q: u32| codes >> (4 * q + 3) & 1;
-            let signs = sign(0) << 15 | sign(2) << 14 | sign(3) << 13 | sign(1) << 12;
-            let rest = magnitude(0) << 9 | magnitude(1) << 6 | magnitude(2) << 3 | magnitude(3);
-            half.copy_from_slice(&(signs | rest).to_le_bytes());
-        }
-    }
-}
-
-fn word16(data: &[u8], k: usize) -> u32 {
-    u32::from(u16::from_le_bytes([data[2 * k], data[2 * k + 1]]))
-}
-
-fn word32(data: &[u8], k: usize) -> u32 {
-    u32::from_le_bytes([data[4 * k], data[4 * k + 1], data[4 * k + 2], data[4 * k + 3]])
 }
 
 #[cfg(test)]

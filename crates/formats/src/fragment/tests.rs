@@ -1,5 +1,7 @@
+use half::f16;
+
 use super::*;
-use crate::{e8m0, encode, fp4};
+use crate::{AffineRow, e8m0, encode, fp4, fp8};
 
 /// Decodes an element as the module's documentation says it lies, by table and slot, not by the
 /// packer's code.

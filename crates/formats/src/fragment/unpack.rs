@@ -75,10 +75,9 @@ impl<'a> Fragments<'a> {
         let (row_block, r) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
         // A table's values are doubled in the integer view and its scales halved.
         let factor = if matches!(affine.values, Values::Table(_)) { 0.5 } else { 1.0 };
-        let supers = layout.padded_cols().div_ceil(SUPER);
         if layout.scale == FragmentScale::SuperBlock {
             for s in 0..layout.cols.div_ceil(SUPER) {
-                let at = (row_block * supers + s) * layout.super_values() + 2 * (r % 8) + r / 8;
+                let at = layout.super_at(row_block, s, r);
                 out.super_scales.push(f16_at(self.supers, at));
                 if layout.min == FragmentMin::SuperBlock {
                     out.super_mins.push(f16_at(self.supers, at + BLOCK_ROWS));
@@ -177,22 +176,7 @@ impl<'a> Fragments<'a> {
         let bytes = layout.blocks() * layout.block_bytes();
         let blocks = &self.codes[row_block * bytes..][..bytes];
         for (b, block) in blocks.chunks_exact(layout.block_bytes()).enumerate() {
-            let mut values = [0; BLOCK_COLS];
-            let (mut rest, mut shift) = (block, 0);
-            for &width in planes(layout.code.bits()) {
-                let (plane, after) = rest.split_at(BLOCK_ROWS * BLOCK_COLS / 8 * width as usize);
-                match width {
-                    1 => unpack_plane::<1>(r, plane, shift, &mut values),
-                    2 => unpack_plane::<2>(r, plane, shift, &mut values),
-                    4 if layout.code == FragmentCode::Fp4 => put_together(r, plane, &mut values),
-                    4 => unpack_plane::<4>(r, plane, shift, &mut values),
-                    8 => unpack_plane::<8>(r, plane, shift, &mut values),
-                    16 => unpack_plane::<16>(r, plane, shift, &mut values),
-                    _ => unpack_plane::<32>(r, plane, shift, &mut values),
-                }
-                rest = after;
-                shift += width;
-            }
+            let values = planes::row(layout.code, r, block);
             values.iter().take(layout.cols - b * BLOCK_COLS).for_each(|&value| take(value));
         }
     }
@@ -204,55 +188,6 @@ impl<'a> Fragments<'a> {
             FragmentScale::E8M0 => e8m0::decode_e8m0(self.scales[at]),
             FragmentScale::E4M3 => fp8::decode_e4m3(self.scales[at]),
             FragmentScale::None | FragmentScale::SuperBlock => 1.0,
-        }
-    }
-}
-
-/// What `pack_plane` put into a plane: the bits of a row's 64 values from `shift` on.
-fn unpack_plane<const WIDTH: u32>(
-    r: usize,
-    plane: &[u8],
-    shift: u32,
-    values: &mut [u32; BLOCK_COLS],
-) {
-    let mask = u32::MAX >> (32 - WIDTH);
-    let (g, h) = (r % 8, r / 8);
-    let own = (WIDTH as usize / 2).max(1);
-    let chunk = (WIDTH as usize).min(4);
-    let first = if WIDTH == 1 { 0 } else { h * own };
-    for t in 0..4 {
-        let slot = 4 * g + t;
-        for j in 0..16 {
-            let (p, odd) = (j / 2, (j % 2) as u32);
-            let (word, bit) = match WIDTH {
-                1 => (0, p + 8 * h),
-                2 => (0, 2 * p),
-                4 => (p / 4, 4 * (p % 4)),
-                8 => (p / 2, 8 * (p % 2)),
-                16 => (p, 0),
-                _ => (j, 0),
-            };
-            let bit = if WIDTH == 32 { 0 } else { bit as u32 + 16 * odd };
-            let index = first + word;
-            let at = 4 * ((index / chunk * 32 + slot) * chunk + index % chunk);
-            let word = u32::from_le_bytes([plane[at], plane[at + 1], plane[at + 2], plane[at + 3]]);
-            values[j / 4 * 16 + 4 * t + j % 4] |= ((word >> bit) & mask) << shift;
-        }
-    }
-}
-
-/// The E2M1 codes of a row, from where `take_apart` put their bits.
-fn put_together(r: usize, plane: &[u8], values: &mut [u32; BLOCK_COLS]) {
-    let (g, h) = (r % 8, r / 8);
-    for t in 0..4 {
-        let words = &plane[16 * (4 * g + t) + 8 * h..][..8];
-        for (i, half) in words.chunks_exact(2).enumerate() {
-            let half = u32::from(u16::from_le_bytes([half[0], half[1]]));
-            for (q, (sign, rest)) in [(15, 9), (12, 6), (14, 3), (13, 0)].into_iter().enumerate() {
-                let j = 2 * (i / 2 * 4 + q) + i % 2;
-                let code = (half >> sign & 1) << 3 | half >> rest & 7;
-                values[j / 4 * 16 + 4 * t + j % 4] = code;
-            }
         }
     }
 }

@@ -7,14 +7,16 @@ use marlin_backend::RopeStyle;
 use marlin_kernels::attention_append::{
     AttentionAppend as Launcher, AttentionAppendArgs, AttentionAppendConstants,
 };
-use marlin_kernels::{Element, Grid, View, ViewMut};
+use marlin_kernels::{Element, View, ViewMut};
 
-use super::attention::{DecodeShape, ShortShape, encode_reduction, workspace_len};
+use super::attention::check_window;
+use super::attention_reduce::{check_splits, encode_reduction};
+use super::attention_shape::{DecodeShape, ShortShape};
 use super::kv_cache::{KvAddressing, KvLayout, KvStorage, check_rows};
 use super::lengths::{expect_len, refuse};
 use super::rope::Rotation;
 use super::rope_append::HeadRows;
-use super::vectors::{EIGHT, starts_whole};
+use super::vectors::starts_whole;
 use crate::{CommandList, DeviceProperties, GpuError};
 
 const KERNEL: &str = "attention_append";
@@ -55,7 +57,7 @@ pub struct AttentionAppend<'a, T> {
     pub softcap: Option<f32>,
     /// Parts of the context; a short one.
     pub shape: DecodeShape,
-    /// [`workspace_len`] floats, or more.
+    /// [`workspace_len`](super::attention::workspace_len) floats, or more.
     pub workspace: ViewMut<'a, f32>,
     /// `[tokens][heads · head_dim]`, rows `out_stride` apart.
     pub out: ViewMut<'a, T>,
@@ -92,15 +94,13 @@ impl<T: Element> AttentionAppend<'_, T> {
         commands: &mut CommandList,
     ) -> Result<(), GpuError> {
         let tokens = self.sequences.len() as u32;
-        self.check(properties)?;
+        let group = self.check(properties)?;
         if tokens == 0 {
             return Ok(());
         }
         let layout = self.layout;
-        let group = self.heads / layout.kv_heads();
         let split = self.shape.splits > 1;
         let shape = ShortShape::new(&layout, group, split, properties);
-        let eights = |rows: HeadRows| rows.first.is_multiple_of(EIGHT);
         commands.launch(
             Launcher {
                 rows: self.rows,
@@ -137,18 +137,12 @@ impl<T: Element> AttentionAppend<'_, T> {
                     split,
                     softcap: self.softcap.is_some(),
                     whole: starts_whole(&self.rows)
-                        && self.q.stride.is_multiple_of(EIGHT)
-                        && [self.q, self.k, self.v].into_iter().all(eights),
+                        && [self.q, self.k, self.v].iter().all(HeadRows::in_eights),
                     taken: properties.simd_width / shape.slices,
                 },
                 elements: PhantomData,
             },
-            Grid::xyz(
-                self.shape.splits,
-                layout.kv_heads() * group.div_ceil(shape.rows),
-                tokens,
-                shape.simdgroups * properties.simd_width,
-            ),
+            shape.grid(&layout, group, self.shape.splits, tokens, properties),
         );
         if split {
             let parts = (self.shape.splits, self.workspace.read());
@@ -158,21 +152,13 @@ impl<T: Element> AttentionAppend<'_, T> {
         Ok(())
     }
 
-    fn check(&self, properties: &DeviceProperties) -> Result<(), GpuError> {
+    /// Checks everything and gives the query heads of a key head.
+    fn check(&self, properties: &DeviceProperties) -> Result<u32, GpuError> {
         let layout = self.layout;
         let tokens = self.sequences.len();
         let Rotation { head_dim, style, inverse_frequencies, .. } = self.rotation;
         let pairs = inverse_frequencies.len();
-        if self.heads == 0 || !self.heads.is_multiple_of(layout.kv_heads()) {
-            return Err(refuse(
-                KERNEL,
-                format!(
-                    "{} query heads for {} key heads, expected a multiple",
-                    self.heads,
-                    layout.kv_heads()
-                ),
-            ));
-        }
+        let group = layout.group(KERNEL, self.heads)?;
         if head_dim != layout.head_dim() as usize
             || !can_append(&layout, self.heads, style, pairs, self.shape, properties)
         {
@@ -193,40 +179,20 @@ impl<T: Element> AttentionAppend<'_, T> {
             ("k", self.k, layout.kv_heads()),
             ("v", self.v, layout.kv_heads()),
         ] {
-            let width = heads as usize * head_dim;
-            let needed =
-                tokens.checked_sub(1).map_or(0, |last| rows.first + last * rows.stride + width);
-            if rows.stride != self.q.stride || rows.stride < width || self.rows.len() < needed {
+            rows.check(KERNEL, name, self.rows.len(), tokens, heads as usize * head_dim)?;
+            if rows.stride != self.q.stride {
                 return Err(refuse(
                     KERNEL,
-                    format!(
-                        "{name} has {} elements for {tokens} rows of {width}, {} apart from {} on, expected at least \
-                         {needed}, {} apart",
-                        self.rows.len(),
-                        rows.stride,
-                        rows.first,
-                        self.q.stride
-                    ),
+                    format!("rows of {name} {} apart, expected {}", rows.stride, self.q.stride),
                 ));
             }
         }
         let (width, stride) = (self.heads as usize * head_dim, self.out_stride as usize);
         check_rows(KERNEL, "out", self.out.len(), tokens, width, stride)?;
         self.addressing.check(KERNEL, self.cache.len(), layout.block_pieces())?;
-        if self.window == Some(0) {
-            return Err(refuse(KERNEL, "a window of 0 positions, expected at least 1".to_owned()));
-        }
-        let splits = self.shape.splits;
-        let needed = workspace_len(tokens as u32, self.heads, splits, layout.head_dim());
-        if splits == 0 || self.workspace.len() < needed {
-            return Err(refuse(
-                KERNEL,
-                format!(
-                    "{splits} splits and a workspace of {} floats, expected {needed}",
-                    self.workspace.len()
-                ),
-            ));
-        }
-        Ok(())
+        check_window(KERNEL, self.window)?;
+        let rows = (tokens as u32, self.heads, layout.head_dim());
+        check_splits(KERNEL, self.shape.splits, rows, self.workspace.len())?;
+        Ok(group)
     }
 }

@@ -100,6 +100,20 @@ impl KvLayout {
         self.head_dim.next_multiple_of(self.storage.piece_elements())
     }
 
+    /// Query heads of a key head, where there are `heads` in all.
+    ///
+    /// # Errors
+    /// `heads` is not a multiple of the key heads, or 0.
+    pub(super) fn group(&self, kernel: &str, heads: u32) -> Result<u32, GpuError> {
+        if heads == 0 || !heads.is_multiple_of(self.kv_heads) {
+            return Err(refuse(
+                kernel,
+                format!("{heads} query heads for {} key heads, expected a multiple", self.kv_heads),
+            ));
+        }
+        Ok(heads / self.kv_heads)
+    }
+
     /// 16-byte pieces of one block of [`KV_BLOCK`] positions of all heads: the elements that a cache buffer
     /// needs for each block.
     pub fn block_pieces(&self) -> usize {

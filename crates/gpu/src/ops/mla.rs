@@ -13,7 +13,7 @@ use marlin_kernels::mla::{
 };
 use marlin_kernels::{Element, Grid, View, ViewMut};
 
-use super::attention::{
+use super::attention_reduce::{
     MAX_SPLITS, REDUCE_CONSTANTS, REDUCE_THREADS, reduce_shared, workspace_len,
 };
 use super::kv_cache::{KV_BLOCK, KvAddressing, check_rows};

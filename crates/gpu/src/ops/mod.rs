@@ -3,6 +3,8 @@
 pub mod activation;
 pub mod attention;
 pub mod attention_append;
+mod attention_reduce;
+mod attention_shape;
 pub mod dequant_groups;
 pub mod embed;
 mod fragment_weights;

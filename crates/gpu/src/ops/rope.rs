@@ -153,10 +153,14 @@ pub fn rope<T: Element>(
         },
         elements: PhantomData,
     };
-    // A SIMD-group a head while tokens are few; one threadgroup a token when they fill the device.
     let heads = (q.layout.heads + k.layout.heads) as u32;
-    let shares = heads.div_ceil(THREADS / properties.simd_width);
-    let wanted = (4 * properties.compute_units).div_ceil((tokens as u32).max(1));
-    list.launch(launcher, Grid::xy(tokens as u32, shares.min(wanted).max(1), THREADS));
+    list.launch(launcher, head_grid(heads, tokens as u32, properties));
     Ok(())
+}
+
+/// A SIMD-group a head while tokens are few; one threadgroup a token when they fill the device.
+pub(super) fn head_grid(heads: u32, tokens: u32, properties: &DeviceProperties) -> Grid {
+    let shares = heads.div_ceil(THREADS / properties.simd_width);
+    let wanted = (4 * properties.compute_units).div_ceil(tokens.max(1));
+    Grid::xy(tokens, shares.min(wanted).max(1), THREADS)
 }

@@ -4,17 +4,16 @@ use std::marker::PhantomData;
 
 use marlin_backend::RopeStyle;
 use marlin_kernels::rope_append::{RopeAppend as Launcher, RopeAppendArgs, RopeAppendConstants};
-use marlin_kernels::{Element, Grid, View, ViewMut};
+use marlin_kernels::{Element, View, ViewMut};
 
 use super::kv_cache::{KvAddressing, KvLayout};
 use super::lengths::{expect_len, refuse};
 use super::norm::NormWeight;
-use super::rope::Rotation;
+use super::rope::{Rotation, head_grid};
 use super::vectors::{EIGHT, starts_whole, starts_whole_mut};
 use crate::{CommandList, DeviceProperties, GpuError};
 
 const KERNEL: &str = "rope_append";
-const THREADS: u32 = 256;
 
 /// Where the heads of queries, keys or values are: token t's first head begins at element `first + t · stride`, and the others
 /// follow it.
@@ -24,6 +23,36 @@ pub struct HeadRows {
     pub first: usize,
     /// Elements from one token to the next.
     pub stride: usize,
+}
+
+impl HeadRows {
+    /// Refuses rows of `width` elements that overlap or reach past the buffer's end.
+    pub(super) fn check(
+        &self,
+        kernel: &str,
+        name: &str,
+        found: usize,
+        tokens: usize,
+        width: usize,
+    ) -> Result<(), GpuError> {
+        let Self { first, stride } = *self;
+        let needed = tokens.checked_sub(1).map_or(0, |last| first + last * stride + width);
+        if stride >= width && found >= needed {
+            return Ok(());
+        }
+        Err(refuse(
+            kernel,
+            format!(
+                "{name} has {found} elements for {tokens} rows of {width}, {stride} apart from {first} on, expected \
+                 at least {needed} and rows that do not overlap"
+            ),
+        ))
+    }
+
+    /// Whether all of them start at multiples of eight elements.
+    pub(super) fn in_eights(&self) -> bool {
+        self.first.is_multiple_of(EIGHT) && self.stride.is_multiple_of(EIGHT)
+    }
 }
 
 /// Where queries, keys and values are.
@@ -138,10 +167,8 @@ impl<T: Element> RopeAppend<'_, T> {
             },
             elements: PhantomData,
         };
-        // A SIMD-group a head while tokens are few; one threadgroup a token when they fill the device.
-        let shares = (self.q_heads + 2 * kv_heads).div_ceil(THREADS / properties.simd_width);
-        let wanted = (4 * properties.compute_units).div_ceil(tokens as u32);
-        commands.launch(launcher, Grid::xy(tokens as u32, shares.min(wanted).max(1), THREADS));
+        let grid = head_grid(self.q_heads + 2 * kv_heads, tokens as u32, properties);
+        commands.launch(launcher, grid);
         Ok(())
     }
 
@@ -182,25 +209,11 @@ impl<T: Element> RopeAppend<'_, T> {
             ("k", self.k, kv_heads, k_len),
             ("v", self.v, kv_heads, v_len),
         ] {
-            let width = heads as usize * head_dim;
-            let needed =
-                tokens.checked_sub(1).map_or(0, |last| rows.first + last * rows.stride + width);
-            if rows.stride < width || found < needed {
-                return Err(refuse(
-                    KERNEL,
-                    format!(
-                        "{name} has {found} elements for {tokens} rows of {width}, {} apart from {} on, expected \
-                         at least {needed} and rows that do not overlap",
-                        rows.stride, rows.first
-                    ),
-                ));
-            }
+            rows.check(KERNEL, name, found, tokens, heads as usize * head_dim)?;
         }
         self.addressing.check(KERNEL, self.cache.len(), layout.block_pieces())?;
-        let eights =
-            |rows: HeadRows| rows.first.is_multiple_of(EIGHT) && rows.stride.is_multiple_of(EIGHT);
         Ok(starts
-            && [self.q, self.k, self.v].into_iter().all(eights)
+            && [self.q, self.k, self.v].iter().all(HeadRows::in_eights)
             && (style == RopeStyle::Interleaved || pairs.is_multiple_of(EIGHT)))
     }
 }

@@ -75,6 +75,11 @@ impl Random {
         (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
+    /// Uniform values of an element type, of at most this magnitude.
+    pub fn uniforms<T: Float>(&mut self, n: usize, magnitude: f32) -> Vec<T> {
+        (0..n).map(|_| T::of(self.uniform() * magnitude)).collect()
+    }
+
     /// Roughly normal with variance 1: the sum of twelve uniforms in [−½, ½).
     pub fn normal(&mut self) -> f32 {
         (0..12).map(|_| self.uniform() * 0.5).sum()
@@ -100,4 +105,9 @@ pub fn assert_near<T: Float>(found: T, expected: f64, slack: f64, what: impl std
         error <= bound,
         "{what}: {found:?}, expected {expected:e}; error {error:e} > {bound:e}"
     );
+}
+
+/// What positions turn pairs by: a rotary embedding of base 10,000.
+pub fn inverse_frequencies(pairs: usize) -> Vec<f32> {
+    (0..pairs).map(|i| 10_000f32.powf(-(i as f32) / pairs as f32)).collect()
 }

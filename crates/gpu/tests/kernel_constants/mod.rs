@@ -6,6 +6,21 @@ use marlin_kernels::{ConstantValues, Kernel, MAX_CONSTANTS};
 /// Names and values of constants; the rest are the ordinary ones.
 type Set = &'static [(&'static str, u32)];
 
+/// A short context of a model with heads of 128 values, on 32 lanes.
+const SHORT: Set =
+    &[("SLICES", 4), ("TAKEN", 8), ("LANE_ROWS", 2), ("WHOLE", 1), ("BLOCKS_PER_PAGE", 0)];
+
+/// The same in parts, with four heads of a key head together.
+const SHORT_SPLIT: Set = &[
+    ("SLICES", 4),
+    ("TAKEN", 8),
+    ("LANE_ROWS", 2),
+    ("ROW_HEADS", 4),
+    ("SPLIT", 1),
+    ("WHOLE", 1),
+    ("BLOCKS_PER_PAGE", 0),
+];
+
 /// By kernel, or else by kernel file: sets of constants that are worth a compilation of their own, each as the values
 /// that differ from [`ordinary`]. What is not here is compiled with the ordinary values alone.
 const INTERESTING: &[(&str, &[Set])] = &[
@@ -28,34 +43,12 @@ const INTERESTING: &[(&str, &[Set])] = &[
             &[("KV_FORMAT", 3), ("HEAD_DIM", 192)],
         ],
     ),
-    (
-        "attention_append",
-        &[
-            &[("SLICES", 4), ("TAKEN", 8), ("LANE_ROWS", 2), ("WHOLE", 1), ("BLOCKS_PER_PAGE", 0)],
-            &[
-                ("SLICES", 4),
-                ("TAKEN", 8),
-                ("LANE_ROWS", 2),
-                ("ROW_HEADS", 4),
-                ("SPLIT", 1),
-                ("WHOLE", 1),
-                ("BLOCKS_PER_PAGE", 0),
-            ],
-        ],
-    ),
+    ("attention_append", &[SHORT, SHORT_SPLIT]),
     (
         "attention_short",
         &[
-            &[("SLICES", 4), ("TAKEN", 8), ("LANE_ROWS", 2), ("WHOLE", 1), ("BLOCKS_PER_PAGE", 0)],
-            &[
-                ("SLICES", 4),
-                ("TAKEN", 8),
-                ("LANE_ROWS", 2),
-                ("ROW_HEADS", 4),
-                ("SPLIT", 1),
-                ("WHOLE", 1),
-                ("BLOCKS_PER_PAGE", 0),
-            ],
+            SHORT,
+            SHORT_SPLIT,
             &[("KV_FORMAT", 1), ("SLICES", 4), ("TAKEN", 8), ("ROW_HEADS", 3), ("SOFTCAP", 1)],
             &[("KV_FORMAT", 2), ("HEAD_DIM", 80), ("SLICES", 4), ("TAKEN", 8), ("LANE_ROWS", 2)],
             &[("KV_FORMAT", 3), ("HEAD_DIM", 256), ("SLICES", 4), ("TAKEN", 8), ("COLUMNS", 2)],

@@ -4,12 +4,10 @@
 //! what kernels read as one matrix (queries, keys and values; gate and up) is one range of every kind, and what needs
 //! the largest alignment comes first.
 
-use std::any::Any;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use marlin_backend::{BackendError, Op, Program, Weight, WeightSource, WeightStorage, stacks};
-use marlin_formats::Format;
+use marlin_backend::{BackendError, Op, Program, Weight, WeightSource, stacks};
 use marlin_formats::fragment::FragmentLayout;
 
 use super::{MatrixShape, SECTIONS};
@@ -64,37 +62,10 @@ pub(crate) struct Plan {
     pub(crate) entries: Vec<Entry>,
 }
 
-/// A weight that is only looked at.
-struct Noted(WeightSource);
-
-impl WeightStorage for Noted {
-    fn name(&self) -> &str {
-        &self.0.name
-    }
-    fn format(&self) -> Format {
-        self.0.format
-    }
-    fn rows(&self) -> usize {
-        self.0.rows
-    }
-    fn cols(&self) -> usize {
-        self.0.cols
-    }
-    fn file_bytes(&self) -> u64 {
-        self.0.bytes()
-    }
-    fn held_bytes(&self) -> u64 {
-        0
-    }
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-}
-
 impl Plan {
     /// The plan for `source`, whose forward pass says what is read, as what, and in which order.
     pub(crate) fn new(source: &ModelSource) -> Result<Self, ModelError> {
-        let program = source.forward(&mut |weight| Ok(Arc::new(Noted(weight.clone()))))?;
+        let program = source.forward(&mut |weight| Ok(Arc::new(weight.clone())))?;
         let refuse = |error| ModelError::backend(source.path(), error);
         let tensor = |weight: &Weight| source.tensors().get(weight.name()).cloned();
         let mut matrices = Vec::new();
@@ -162,7 +133,7 @@ impl Plan {
 }
 
 fn layout_of(weight: &Weight) -> Result<FragmentLayout, BackendError> {
-    let Some(Noted(source)) = weight.as_any().downcast_ref() else {
+    let Some(source) = weight.as_any().downcast_ref::<WeightSource>() else {
         unreachable!("every weight of the program was noted")
     };
     source.fragment_layout().map_err(|error| BackendError::Weight {

@@ -223,36 +223,9 @@ impl Gguf {
     }
 }
 
-/// A placed weight that is only a shape, for recording forward passes without a device.
-pub(crate) struct Shape(marlin_backend::WeightSource);
-
-impl marlin_backend::WeightStorage for Shape {
-    fn name(&self) -> &str {
-        &self.0.name
-    }
-    fn format(&self) -> marlin_formats::Format {
-        self.0.format
-    }
-    fn rows(&self) -> usize {
-        self.0.rows
-    }
-    fn cols(&self) -> usize {
-        self.0.cols
-    }
-    fn file_bytes(&self) -> u64 {
-        self.0.bytes()
-    }
-    fn held_bytes(&self) -> u64 {
-        0
-    }
-    fn as_any(&self) -> &dyn std::any::Any {
-        self
-    }
-}
-
-/// Stands in for a backend's `place`.
+/// Stands in for a backend's `place`: weights stay in their file.
 pub(crate) fn place(
     source: &marlin_backend::WeightSource,
 ) -> Result<marlin_backend::Weight, marlin_backend::BackendError> {
-    Ok(std::sync::Arc::new(Shape(source.clone())))
+    Ok(std::sync::Arc::new(source.clone()))
 }
