@@ -9,6 +9,7 @@ use marlin_placement::{AccessPattern, Ledger};
 use super::plan::{AttentionPlan, NormPlan, Plan, StageKind};
 use super::{CpuExecutor, Run};
 use crate::kernels::attention::{AttendCall, CHUNK, NOTHING_SEEN, SPAN};
+use crate::kernels::prefetch::Ahead;
 use crate::memory::Buffer;
 use crate::pool::Worker;
 
@@ -334,7 +335,18 @@ impl CpuExecutor {
         // SAFETY: the group's rows are prepared, and the span is in the cache. Entries belong
         // to this item until it counts itself as done, and to the last one afterwards.
         unsafe {
-            (plan.attend)(&self.call(plan, run, &rows, kv_head, span, group));
+            let mut call = self.call(plan, run, &rows, kv_head, span, group);
+            if self.inner.prefetch_distance != 0 {
+                // The items of a thread are neighbours, for the most part.
+                let next = if span + 1 < all.end {
+                    Some((kv_head, span + 1))
+                } else {
+                    (kv_head + 1 < kv_heads).then_some((kv_head + 1, all.start))
+                };
+                let place = |(head, span)| self.kv.head(plan.cache, run.sequence, head, span);
+                call.ahead = self.kv.ahead(plan.cache, &call.head, next.map(place));
+            }
+            (plan.attend)(&call);
             if all.len() == 1 {
                 for row in 0..group {
                     let (acc, sum) = (rows.acc.add(row * dim), lanes_sum(rows.sum, row));
@@ -384,6 +396,7 @@ impl CpuExecutor {
             sum: rows.sum,
             acc: rows.acc,
             scratch: rows.chunk,
+            ahead: Ahead::NOTHING,
         }
     }
 

@@ -3,7 +3,8 @@
 use marlin_backend::{BackendError, CacheInfo, ExecutorOptions, KvFormat};
 use marlin_placement::{AccessPattern, Ledger};
 
-use crate::kernels::attention::{KvHead, SPAN, span_bytes};
+use crate::kernels::attention::{KvHead, SPAN, chunk_bytes, span_bytes};
+use crate::kernels::prefetch::Ahead;
 use crate::memory::Buffer;
 
 /// Keys and values of all layers and slots: `[sequences][spans][layers][heads]` of a span of one
@@ -81,6 +82,13 @@ impl KvCache {
         // SAFETY: sequence, head and span are in range, so the offset is within the buffer.
         let data = unsafe { self.buffer.as_ptr::<u8>().add(at) };
         KvHead { data, dim: layer.dim }
+    }
+
+    /// What to ask for, a chunk ahead, while a layer's head and span is looked at, and after it `next`.
+    pub(super) fn ahead(&self, layer: usize, head: &KvHead, next: Option<KvHead>) -> Ahead {
+        let end = head.data.wrapping_add(self.layers[layer].head_bytes).cast_const();
+        let next = next.map_or(std::ptr::null(), |next| next.data.cast_const());
+        Ahead::new(chunk_bytes(head.dim, self.element, self.scaled), end, next)
     }
 
     pub(super) fn buffer(&self) -> &Buffer {

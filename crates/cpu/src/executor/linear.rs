@@ -99,9 +99,8 @@ impl Way {
     /// What to ask for while tiles from `tile` on, of the stage's, are multiplied, which are matrix
     /// `part`'s, whose first is the stage's tile `first`.
     fn ahead(&self, plan: &LinearPlan, part: usize, first: usize, tile: usize) -> Ahead {
-        let plain = Ahead { distance: self.distance, ..Ahead::NOTHING };
         if !(self.own.0..self.own.1).contains(&tile) {
-            return plain;
+            return Ahead { distance: self.distance, ..Ahead::NOTHING };
         }
         let matrix = &plan.matrices[part];
         let end = matrix.tile((self.own.1 - first).min(matrix.tiles));
@@ -113,7 +112,7 @@ impl Way {
             // Both matrices end here, one after the other.
             Combine::Gated(_) => self.next.wrapping_add(part * self.distance),
         };
-        if end.is_null() || next.is_null() { plain } else { Ahead { end, next, ..plain } }
+        Ahead::new(self.distance, end, next)
     }
 }
 

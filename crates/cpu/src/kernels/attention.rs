@@ -14,6 +14,7 @@
 
 use std::mem::MaybeUninit;
 
+use super::prefetch::Ahead;
 use crate::simd::{LANES, Simd, exp};
 
 /// Positions that go through the softmax together.
@@ -85,7 +86,7 @@ pub(crate) struct KvHead {
 }
 
 /// Bytes of a chunk, for elements of so many bytes.
-const fn chunk_bytes(dim: usize, element: usize, scaled: bool) -> usize {
+pub(crate) const fn chunk_bytes(dim: usize, element: usize, scaled: bool) -> usize {
     2 * CHUNK * (dim * element + if scaled { size_of::<f32>() } else { 0 })
 }
 
@@ -207,6 +208,8 @@ pub(crate) struct AttendCall {
     pub(crate) acc: *mut f32,
     /// `[2 · CHUNK][dim]`: room for a chunk as f32.
     pub(crate) scratch: *mut f32,
+    /// What is asked for meanwhile: a chunk ahead, or nothing.
+    pub(crate) ahead: Ahead,
 }
 
 impl AttendCall {
@@ -238,9 +241,12 @@ pub(crate) unsafe fn attend<S: Simd, E: KvElement>(call: &AttendCall) {
         unsafe {
             // Many rows share the conversion; few convert what they read as they go.
             if call.rows > S::ATTEND_ROWS && (E::BYTES < 4 || E::SCALED) {
+                let bytes = chunk_bytes(call.head.dim, E::BYTES, E::SCALED);
+                call.ahead.fetch(chunk.keys, bytes / 64);
                 let rows = (last - start).min(CHUNK);
                 let wide = widen::<S, E>(&chunk, rows, call.head.dim, call.scratch);
-                all_rows::<S, KvF32>(call, start, &wide);
+                let call = AttendCall { ahead: Ahead::NOTHING, ..*call };
+                all_rows::<S, KvF32>(&call, start, &wide);
             } else {
                 all_rows::<S, E>(call, start, &chunk);
             }
@@ -350,6 +356,9 @@ unsafe fn rows<S: Simd, E: KvElement, const Q: usize, const N: usize>(
             let mut scores = [[S::splat(0.0); N]; Q];
             for d in 0..dim {
                 for n in 0..N {
+                    if first == 0 && (d * LANES * E::BYTES).is_multiple_of(64) {
+                        call.ahead.fetch(keys.add((n * dim + d) * LANES * E::BYTES), 1);
+                    }
                     let k = E::load::<S>(keys.add((n * dim + d) * LANES * E::BYTES));
                     for i in 0..Q {
                         let q = S::splat(*queries[i].add(d));
@@ -384,11 +393,12 @@ unsafe fn rows<S: Simd, E: KvElement, const Q: usize, const N: usize>(
         }
         let acc = call.acc.add(first * dim);
         let vectors = dim / LANES;
+        let ahead = if first == 0 { call.ahead } else { Ahead::NOTHING };
         for c in (0..vectors / N * N).step_by(N) {
-            weigh::<S, E, Q, N>(&weights, (from, to), chunk, c * LANES, acc, dim);
+            weigh::<S, E, Q, N>(&weights, (from, to), chunk, c * LANES, acc, dim, &ahead);
         }
         for c in vectors / N * N..vectors {
-            weigh::<S, E, Q, 1>(&weights, (from, to), chunk, c * LANES, acc, dim);
+            weigh::<S, E, Q, 1>(&weights, (from, to), chunk, c * LANES, acc, dim, &ahead);
         }
     }
     Q
@@ -457,13 +467,16 @@ unsafe fn weigh<S: Simd, E: KvElement, const Q: usize, const N: usize>(
     c: usize,
     acc: *mut f32,
     dim: usize,
+    ahead: &Ahead,
 ) {
     // SAFETY: forwarded from the caller.
     unsafe {
         let mut sums = [[S::splat(0.0); N]; Q];
         for j in from..to {
+            let values = chunk.values.add((j * dim + c) * E::BYTES);
+            ahead.fetch(values, (N * LANES * E::BYTES).div_ceil(64));
             for n in 0..N {
-                let v = E::load::<S>(chunk.values.add((j * dim + c + n * LANES) * E::BYTES));
+                let v = E::load::<S>(values.add(n * LANES * E::BYTES));
                 for i in 0..Q {
                     let w = S::splat(*weights[i].add(j));
                     sums[i][n] = S::fma(v, w, sums[i][n]);

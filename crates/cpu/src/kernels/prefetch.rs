@@ -37,6 +37,15 @@ impl Ahead {
     pub(crate) const NOTHING: Self =
         Self { distance: 0, end: std::ptr::null(), next: std::ptr::null() };
 
+    /// Of a stream that ends at `end`, whose reader goes on at `next`; where one of them is null, of one without an end.
+    pub(crate) fn new(distance: usize, end: *const u8, next: *const u8) -> Self {
+        if end.is_null() || next.is_null() {
+            Self { distance, ..Self::NOTHING }
+        } else {
+            Self { distance, end, next }
+        }
+    }
+
     /// Asks for what is needed when the reader, who is at `p`, has read `distance` bytes more.
     #[inline(always)]
     pub(crate) fn fetch(&self, p: *const u8, lines: usize) {
