@@ -40,6 +40,8 @@ pub struct Ceilings {
     pub read_bytes_per_s: f64,
     /// Multiply-adds per second of the unit that quantised matrix products use.
     pub multiply_adds_per_s: f64,
+    /// Those of the vector unit, where that unit is a matrix unit beside one.
+    pub vector_multiply_adds_per_s: Option<f64>,
 }
 
 /// A product that was tuned.

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use marlin_backend::{
     Backend, BackendError, Ceilings, Executor, ExecutorOptions, Program, Weight, WeightSource,
@@ -11,7 +11,7 @@ use marlin_backend::{
 use marlin_placement::Ledger;
 
 use crate::executor::CpuExecutor;
-use crate::isa::{Isa, IsaError, Kernels, kernels};
+use crate::isa::{Isa, IsaError, Kernels, MultiplyKernel, kernels};
 use crate::kernels::prefetch;
 use crate::memory::WeightMemory;
 use crate::pool::Pool;
@@ -119,9 +119,13 @@ impl Backend for CpuBackend {
     /// threads at once; the best of several rounds each, since anything that disturbs a
     /// round can only make it slower.
     fn measure_ceilings(&self) -> Ceilings {
+        let kernels = self.inner.kernels;
+        let vector = self.measure_multiply(kernels.multiply);
+        let matrix = kernels.multiply_matrix.map(|kernel| self.measure_multiply(kernel));
         Ceilings {
             read_bytes_per_s: self.measure_read(),
-            multiply_adds_per_s: self.measure_multiply(),
+            multiply_adds_per_s: matrix.unwrap_or(vector),
+            vector_multiply_adds_per_s: matrix.map(|_| vector),
         }
     }
 }
@@ -156,16 +160,24 @@ impl CpuBackend {
         bytes as f64 / best
     }
 
-    fn measure_multiply(&self) -> f64 {
-        const ROUNDS: u64 = 40_000;
-        let Inner { pool, kernels, .. } = &*self.inner;
+    fn measure_multiply(&self, kernel: MultiplyKernel) -> f64 {
+        /// Short beside a round's time, for any instruction set.
+        const PIECE: u64 = 1_000;
+        /// About what a round of reading takes: bursts of a clock that is shared with neighbours
+        /// are nothing that a prompt could have.
+        const ROUND: Duration = Duration::from_millis(10);
+        let pool = &self.inner.pool;
         let mut best = 0.0f64;
         for _ in 0..8 {
             let done = AtomicU64::new(0);
             let start = Instant::now();
             pool.run(&|_| {
-                // SAFETY: the table is this processor's; there are no pointers.
-                done.fetch_add(unsafe { (kernels.multiply)(ROUNDS) }, Relaxed);
+                let mut own = 0;
+                while start.elapsed() < ROUND {
+                    // SAFETY: the table is this processor's; there are no pointers.
+                    own += unsafe { kernel(PIECE) };
+                }
+                done.fetch_add(own, Relaxed);
             });
             best = best.max(done.into_inner() as f64 / start.elapsed().as_secs_f64());
         }

@@ -172,6 +172,8 @@ pub(crate) type TileKernel = unsafe fn(&TileCall<'_>);
 pub(crate) type FloatKernel = unsafe fn(&FloatCall);
 pub(crate) type AppendKernel = unsafe fn(&KvHead, usize, *const f32, *const f32);
 pub(crate) type AttendKernel = unsafe fn(&AttendCall);
+/// Does a number of rounds of multiply-adds and returns how many those were.
+pub(crate) type MultiplyKernel = unsafe fn(u64) -> u64;
 
 /// The kernels of one instruction set.
 ///
@@ -182,8 +184,6 @@ pub(crate) struct Kernels {
     pub(crate) isa: Isa,
     /// Whether products with 8-bit codes take them as signed; see [`Simd::SIGNED_8BIT`].
     pub(crate) signed_8bit: bool,
-    /// Whether tile kernels want room for unpacked codes.
-    pub(crate) matrix_unit: bool,
     /// For a width of codes, groups of 16 or not, and minimums or not.
     pub(crate) tile: fn(CodeKind, bool, bool) -> TileKernel,
     pub(crate) float: fn(FloatKind) -> FloatKernel,
@@ -198,7 +198,16 @@ pub(crate) struct Kernels {
     pub(crate) append: [AppendKernel; 3],
     pub(crate) attend: [AttendKernel; 3],
     pub(crate) read: unsafe fn(*const u8, usize, usize) -> u64,
-    pub(crate) multiply: unsafe fn(u64) -> u64,
+    pub(crate) multiply: MultiplyKernel,
+    /// The same for a matrix unit, where tile kernels use one.
+    pub(crate) multiply_matrix: Option<MultiplyKernel>,
+}
+
+impl Kernels {
+    /// Whether tile kernels use a matrix unit, for which they want room for unpacked codes.
+    pub(crate) fn has_matrix_unit(&self) -> bool {
+        self.multiply_matrix.is_some()
+    }
 }
 
 /// `tile`, which finds the instance of a kernel of tiles.
@@ -314,7 +323,6 @@ macro_rules! table {
             pub(super) const TABLE: Kernels = Kernels {
                 isa: $isa,
                 signed_8bit: <S as Simd>::SIGNED_8BIT,
-                matrix_unit: false,
                 tile,
                 float,
                 quantise_row,
@@ -329,6 +337,7 @@ macro_rules! table {
                 attend: [attend::<KvF32>, attend::<KvF16>, attend::<KvQ8>],
                 read,
                 multiply,
+                multiply_matrix: None,
             };
         }
     };
@@ -367,7 +376,7 @@ mod amx {
     tile_kernels!(tile_kernel);
 
     pub(super) static KERNELS: Kernels =
-        Kernels { isa: Isa::Amx, matrix_unit: true, tile, multiply: amx::ceiling, ..avx512::TABLE };
+        Kernels { isa: Isa::Amx, multiply_matrix: Some(amx::ceiling), tile, ..avx512::TABLE };
 }
 
 #[cfg(target_arch = "aarch64")]

@@ -17,20 +17,25 @@ pub struct BenchmarkOptions {
 }
 
 /// What was measured.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Benchmark {
-    /// Seconds of each prompt.
+    /// Tokens of each prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of each decoding.
+    pub decode_tokens: usize,
+    /// Seconds of each prompt; none if it was left out.
     pub prefill: Vec<f64>,
-    /// Seconds of each decoding.
+    /// Seconds of each decoding; none if it was left out.
     pub decode: Vec<f64>,
-    options: BenchmarkOptions,
+    /// What the device could do before the first repetition and after each.
+    pub ceilings: Vec<Ceilings>,
     /// Bytes that one decoding has to read: weights, keys and values.
-    decode_bytes: u64,
-    /// Of one prompt.
-    multiply_adds: u64,
+    pub decode_bytes: u64,
+    /// Multiply-adds of one prompt's matrix products.
+    pub multiply_adds: u64,
 }
 
-impl Benchmark {
+impl BenchmarkOptions {
     /// Measures, after one round that does not count. `on_round` is called after every repetition
     /// and ends the measurement when it returns `false`.
     ///
@@ -39,31 +44,30 @@ impl Benchmark {
     /// # Errors
     /// If the session's context is too short, or the device fails.
     pub fn run(
+        &self,
         session: &mut Session,
-        options: BenchmarkOptions,
         on_round: &mut dyn FnMut() -> bool,
-    ) -> Result<Self, EngineError> {
+    ) -> Result<Benchmark, EngineError> {
         let vocab = session.model().config().vocab;
-        let prompt = arbitrary_tokens(options.prompt, vocab);
+        let prompt = arbitrary_tokens(self.prompt, vocab);
         let first = arbitrary_tokens(1, vocab);
         let weights = session.weight_bytes_per_token();
-        let mut result = Self {
-            prefill: Vec::new(),
-            decode: Vec::new(),
-            options,
-            decode_bytes: (0..options.decode)
-                .map(|at| weights + session.kv_bytes_per_token(at))
-                .sum(),
-            multiply_adds: session.multiply_adds_per_token() * options.prompt as u64,
+        let mut result = Benchmark {
+            prompt_tokens: self.prompt,
+            decode_tokens: self.decode,
+            decode_bytes: (0..self.decode).map(|at| weights + session.kv_bytes_per_token(at)).sum(),
+            multiply_adds: session.multiply_adds_per_token() * self.prompt as u64,
+            ..Benchmark::default()
         };
-        for round in 0..=options.repetitions {
+        for round in 0..=self.repetitions {
             let prefill = (!prompt.is_empty())
                 .then(|| measure(|| session.feed(&prompt, 0).map(drop)))
                 .transpose()?;
             // The uncounted round need not be as long as the others.
-            let steps = if round == 0 { options.decode.min(8) } else { options.decode };
+            let steps = if round == 0 { self.decode.min(8) } else { self.decode };
             let decode =
                 (steps > 0).then(|| measure(|| decode(session, first[0], steps))).transpose()?;
+            result.ceilings.push(session.model().measure_ceilings());
             if round > 0 {
                 result.prefill.extend(prefill);
                 result.decode.extend(decode);
@@ -74,17 +78,25 @@ impl Benchmark {
         }
         Ok(result)
     }
+}
 
+impl Benchmark {
     /// Median speed of the prompt in tokens per second, if it was measured.
     #[must_use]
     pub fn prefill_tok_s(&self) -> Option<f64> {
-        Some(self.options.prompt as f64 / median(&self.prefill)?)
+        Some(self.prompt_tokens as f64 / median(&self.prefill)?)
     }
 
     /// Median speed of decoding in tokens per second, if it was measured.
     #[must_use]
     pub fn decode_tok_s(&self) -> Option<f64> {
-        Some(self.options.decode as f64 / median(&self.decode)?)
+        Some(self.decode_tokens as f64 / median(&self.decode)?)
+    }
+
+    /// Multiply-adds per second of the prompt's matrix products, at the median.
+    #[must_use]
+    pub fn multiply_adds_per_s(&self) -> Option<f64> {
+        Some(self.multiply_adds as f64 / median(&self.prefill)?)
     }
 
     /// Bytes read per second of decoding, at the median, in GB/s (10⁹).
@@ -93,22 +105,51 @@ impl Benchmark {
         Some(self.decode_bytes as f64 / median(&self.decode)? / 1e9)
     }
 
-    /// [`decode_gb_s`](Self::decode_gb_s) as a percentage of the measured read bandwidth: 100 is
-    /// the floor of what a decode step can take.
+    /// Median of the measured read bandwidths in GB/s (10⁹).
     #[must_use]
-    pub fn decode_floor_pct(&self, ceilings: &Ceilings) -> Option<f64> {
-        Some(100.0 * self.decode_gb_s()? * 1e9 / ceilings.read_bytes_per_s)
+    pub fn read_gb_s(&self) -> Option<f64> {
+        let rates: Vec<f64> = self.ceilings.iter().map(|c| c.read_bytes_per_s / 1e9).collect();
+        median(&rates)
     }
 
-    /// Multiply-adds per second of the prompt's matrix products as a percentage of the measured
-    /// peak.
+    /// Bytes read per second of decoding as a percentage of the read bandwidth: 100 is the floor
+    /// of what a decode step can take. As are the two below, the median over repetitions, each of
+    /// which is compared with the mean of what was measured right before and right after it: other
+    /// users of a machine come and go.
     #[must_use]
-    pub fn prefill_peak_pct(&self, ceilings: &Ceilings) -> Option<f64> {
-        Some(
-            100.0 * self.multiply_adds as f64
-                / median(&self.prefill)?
-                / ceilings.multiply_adds_per_s,
-        )
+    pub fn decode_floor_pct(&self) -> Option<f64> {
+        self.share(&self.decode, self.decode_bytes, |c| Some(c.read_bytes_per_s))
+    }
+
+    /// Multiply-adds per second of the prompt's matrix products as a percentage of the peak of the
+    /// unit that does them.
+    #[must_use]
+    pub fn prefill_peak_pct(&self) -> Option<f64> {
+        self.share(&self.prefill, self.multiply_adds, |c| Some(c.multiply_adds_per_s))
+    }
+
+    /// The same of the vector unit's peak, on a processor that has a matrix unit beside it.
+    #[must_use]
+    pub fn prefill_vector_peak_pct(&self) -> Option<f64> {
+        self.share(&self.prefill, self.multiply_adds, |c| c.vector_multiply_adds_per_s)
+    }
+
+    fn share(
+        &self,
+        seconds: &[f64],
+        work: u64,
+        ceiling: fn(&Ceilings) -> Option<f64>,
+    ) -> Option<f64> {
+        let around = self.ceilings.windows(2);
+        let shares: Option<Vec<f64>> = seconds
+            .iter()
+            .zip(around)
+            .map(|(seconds, around)| {
+                let ceiling = f64::midpoint(ceiling(&around[0])?, ceiling(&around[1])?);
+                Some(100.0 * work as f64 / seconds / ceiling)
+            })
+            .collect();
+        median(&shares?)
     }
 }
 
@@ -162,22 +203,47 @@ mod tests {
 
     #[test]
     fn speeds_follow_from_counts_and_median_times() {
-        let options = BenchmarkOptions { prompt: 100, decode: 10, repetitions: 3 };
+        let ceilings = |read: f64| Ceilings {
+            read_bytes_per_s: read,
+            multiply_adds_per_s: 4_000.0,
+            vector_multiply_adds_per_s: Some(1_000.0),
+        };
         let result = Benchmark {
+            prompt_tokens: 100,
+            decode_tokens: 10,
             prefill: vec![1.0, 0.5, 2.0],
             decode: vec![2.0, 2.0, 9.0],
-            options,
+            ceilings: vec![ceilings(12e9), ceilings(20e9), ceilings(12e9), ceilings(1e9)],
             decode_bytes: 8_000_000_000,
             multiply_adds: 1_000,
         };
-        let ceilings = Ceilings { read_bytes_per_s: 16e9, multiply_adds_per_s: 4_000.0 };
         assert_eq!(result.prefill_tok_s(), Some(100.0));
         assert_eq!(result.decode_tok_s(), Some(5.0));
         assert_eq!(result.decode_gb_s(), Some(4.0));
-        assert_eq!(result.decode_floor_pct(&ceilings), Some(25.0));
-        assert_eq!(result.prefill_peak_pct(&ceilings), Some(25.0));
+        assert_eq!(result.read_gb_s(), Some(12.0));
+        // 4 of 16, 4 of 16 and 0.89 of 6.5 GB/s.
+        assert_eq!(result.decode_floor_pct(), Some(25.0));
+        assert_eq!(result.prefill_peak_pct(), Some(25.0));
+        assert_eq!(result.prefill_vector_peak_pct(), Some(100.0));
         let nothing = Benchmark { prefill: Vec::new(), decode: Vec::new(), ..result };
-        assert_eq!(nothing.decode_floor_pct(&ceilings), None);
+        assert_eq!(nothing.decode_floor_pct(), None);
+    }
+
+    #[test]
+    fn a_device_with_one_unit_has_no_second_peak() {
+        let ceilings = Ceilings {
+            read_bytes_per_s: 1.0,
+            multiply_adds_per_s: 1.0,
+            vector_multiply_adds_per_s: None,
+        };
+        let result = Benchmark {
+            prefill: vec![1.0],
+            ceilings: vec![ceilings; 2],
+            multiply_adds: 1,
+            ..Benchmark::default()
+        };
+        assert_eq!(result.prefill_peak_pct(), Some(100.0));
+        assert_eq!(result.prefill_vector_peak_pct(), None);
     }
 
     #[test]

@@ -13,23 +13,27 @@ use serde::{Deserialize, Serialize};
 struct Kept {
     read_bytes_per_s: f64,
     multiply_adds_per_s: f64,
+    #[serde(default)]
+    vector_multiply_adds_per_s: Option<f64>,
 }
 
 /// What was measured for the model's device before, on this machine.
 pub(crate) fn remembered(model: &Model) -> Option<Ceilings> {
     let kept = *read().get(&key(model))?;
-    let Kept { read_bytes_per_s, multiply_adds_per_s } = kept;
-    Some(Ceilings { read_bytes_per_s, multiply_adds_per_s })
+    let Kept { read_bytes_per_s, multiply_adds_per_s, vector_multiply_adds_per_s } = kept;
+    Some(Ceilings { read_bytes_per_s, multiply_adds_per_s, vector_multiply_adds_per_s })
 }
 
-/// Measures, which takes about a second. The best ever seen is remembered: whatever else runs on
-/// the machine can only make it look slower.
-pub(crate) fn measure(model: &Model) -> Ceilings {
-    let measured = model.measure_ceilings();
-    let best = remembered(model).unwrap_or(measured);
+/// Keeps the best ever seen: whatever else runs on the machine can only make it look slower.
+pub(crate) fn remember(model: &Model, measured: &Ceilings) {
+    let best = remembered(model).unwrap_or(*measured);
     let kept = Kept {
         read_bytes_per_s: measured.read_bytes_per_s.max(best.read_bytes_per_s),
         multiply_adds_per_s: measured.multiply_adds_per_s.max(best.multiply_adds_per_s),
+        vector_multiply_adds_per_s: [measured, &best]
+            .into_iter()
+            .filter_map(|ceilings| ceilings.vector_multiply_adds_per_s)
+            .reduce(f64::max),
     };
     let mut all = read();
     all.insert(key(model), kept);
@@ -38,6 +42,12 @@ pub(crate) fn measure(model: &Model) -> Ceilings {
         let _ = path.parent().map(fs::create_dir_all);
         let _ = fs::write(path, text);
     }
+}
+
+/// Measures, which takes about a second, and remembers.
+fn measure(model: &Model) -> Ceilings {
+    let measured = model.measure_ceilings();
+    remember(model, &measured);
     measured
 }
 

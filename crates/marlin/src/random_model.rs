@@ -12,6 +12,8 @@ use marlin_backend::{
 };
 use marlin_formats::{Format, OwnedMatrix, encode};
 
+use crate::benchmark::Benchmark;
+
 /// The sizes of a Llama-like model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModelShape {
@@ -240,25 +242,12 @@ pub struct ShapeBenchmark {
     pub kv: KvFormat,
 }
 
-/// What was measured, in seconds of each repetition, and what the floor is made of.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ShapeTimes {
-    /// Of each prompt.
-    pub prefill: Vec<f64>,
-    /// Of each decoding.
-    pub decode: Vec<f64>,
-    /// Bytes that one decoding reads: weights, keys and values.
-    pub decode_bytes: u64,
-    /// Multiply-adds of a prompt's matrix products.
-    pub multiply_adds: u64,
-}
-
 impl ShapeBenchmark {
     /// Measures `program` on `backend`, after one round that does not count.
     ///
     /// # Errors
     /// If there is no room for it, or the device fails.
-    pub fn run(&self, backend: &dyn Backend, program: Program) -> Result<ShapeTimes, BackendError> {
+    pub fn run(&self, backend: &dyn Backend, program: Program) -> Result<Benchmark, BackendError> {
         let options = ExecutorOptions {
             max_tokens: self.batch.min(self.prompt.max(1)),
             max_outputs: 1,
@@ -269,10 +258,12 @@ impl ShapeBenchmark {
         let mut executor = backend.compile(program, &options)?;
         let weights = executor.weight_bytes_per_token();
         let positions = self.depth..self.depth + self.decode;
-        let mut times = ShapeTimes {
+        let mut times = Benchmark {
+            prompt_tokens: self.prompt,
+            decode_tokens: self.decode,
             decode_bytes: positions.map(|at| weights + executor.kv_bytes_per_token(at)).sum(),
             multiply_adds: executor.multiply_adds_per_token() * self.prompt as u64,
-            ..ShapeTimes::default()
+            ..Benchmark::default()
         };
         for round in 0..=self.repetitions {
             executor.begin_sequence(0, &SamplingSettings::GREEDY, &[])?;
@@ -282,9 +273,10 @@ impl ShapeBenchmark {
             let start = Instant::now();
             self.decode(&mut *executor)?;
             let decode = start.elapsed().as_secs_f64();
+            times.ceilings.push(backend.measure_ceilings());
             if round > 0 {
-                times.prefill.push(prefill);
-                times.decode.push(decode);
+                times.prefill.extend((self.prompt > 0).then_some(prefill));
+                times.decode.extend((self.decode > 0).then_some(decode));
             }
         }
         Ok(times)

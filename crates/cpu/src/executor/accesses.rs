@@ -162,7 +162,7 @@ impl CpuExecutor {
             }
             if plan.any_quantised {
                 step.uses(&scratch.header);
-                if self.inner.kernels.matrix_unit && !local {
+                if self.inner.kernels.has_matrix_unit() && !local {
                     step.uses(&scratch.unpacked);
                 }
             }

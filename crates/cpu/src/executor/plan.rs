@@ -305,7 +305,7 @@ impl Plan {
             }
             if let Storage::Tiles { layout, .. } = matrix.storage() {
                 self.max_header = self.max_header.max(2 * layout.groups() * 16);
-                if kernels.matrix_unit {
+                if kernels.has_matrix_unit() {
                     self.max_unpacked = self.max_unpacked.max(16 * layout.padded_cols);
                 }
             }

@@ -91,5 +91,6 @@ pub fn backend_ceilings(device: &dyn Device) -> marlin_backend::Ceilings {
     marlin_backend::Ceilings {
         read_bytes_per_s: measure(device, bytes).map_or(f64::NAN, |c| c.read_bytes_per_s),
         multiply_adds_per_s: measure_multiply(device).unwrap_or(f64::NAN),
+        vector_multiply_adds_per_s: None,
     }
 }

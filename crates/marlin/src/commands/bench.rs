@@ -8,7 +8,7 @@ pub(crate) use shape::shape_by_name;
 use std::num::NonZeroUsize;
 
 use metal_marlin::benchmark::{Benchmark, BenchmarkOptions};
-use metal_marlin::{Ceilings, KvFormat, Model, SessionOptions};
+use metal_marlin::{KvFormat, Model, SessionOptions};
 use serde::Serialize;
 
 use crate::ceilings;
@@ -32,8 +32,10 @@ Prefill is one prompt of -p tokens; decode is -n tokens one by one from an empty
 llama-bench measures them. Numbers are medians over -r repetitions, after one that does not count.
 
 GB/s is what decoding reads: weights, keys and values. The floor is the time that reading alone
-would take at this machine's measured read bandwidth; only a model that fits the caches can exceed
-100 %. The peak is the measured multiply-add rate of the unit that quantised matrix products use."
+would take at this machine's read bandwidth, which is measured around every repetition; only a model
+that fits the caches can exceed 100 %. The peak is the measured multiply-add rate of the unit that
+quantised matrix products use; on a processor with a matrix unit, whose own peak nothing with scales
+comes near, the table compares with its vector unit's, and --json has both."
 )]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -85,10 +87,13 @@ struct Report {
     prefill_tok_s: Option<f64>,
     decode_tok_s: Option<f64>,
     decode_gb_s: Option<f64>,
-    /// Measured ceiling of reading.
+    /// Measured ceiling of reading: median of before and after every repetition.
     read_gb_s: f64,
     decode_floor_pct: Option<f64>,
     prefill_peak_pct: Option<f64>,
+    /// Where a processor has a matrix unit: of the vector unit beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefill_vector_peak_pct: Option<f64>,
     /// Seconds of each repetition.
     prefill_s: Vec<f64>,
     decode_s: Vec<f64>,
@@ -110,26 +115,23 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
         kv: KvFormat::from(args.kv),
         ..SessionOptions::default()
     })?;
-    let ceilings = ceilings::measure(&model);
     let repetitions = args.repetitions.get();
     let options = BenchmarkOptions { prompt: args.prompt, decode: args.decode, repetitions };
     let bar = steps("measuring", repetitions as u64);
-    let result = Benchmark::run(&mut session, options, &mut || {
+    let result = options.run(&mut session, &mut || {
         bar.inc(1);
         true
     })?;
     bar.finish_and_clear();
-    let report = Report::new(&model, options, &result, &ceilings);
+    for measured in &result.ceilings {
+        ceilings::remember(&model, measured);
+    }
+    let report = Report::new(&model, options, &result);
     if args.json { print_json(&report) } else { print(&report.table()) }
 }
 
 impl Report {
-    fn new(
-        model: &Model,
-        options: BenchmarkOptions,
-        result: &Benchmark,
-        ceilings: &Ceilings,
-    ) -> Self {
+    fn new(model: &Model, options: BenchmarkOptions, result: &Benchmark) -> Self {
         Self {
             model: model.source().name().to_owned(),
             weight_bytes: model.source().bytes(),
@@ -140,9 +142,10 @@ impl Report {
             prefill_tok_s: result.prefill_tok_s().map(rounded),
             decode_tok_s: result.decode_tok_s().map(rounded),
             decode_gb_s: result.decode_gb_s().map(rounded),
-            read_gb_s: rounded(ceilings.read_bytes_per_s / 1e9),
-            decode_floor_pct: result.decode_floor_pct(ceilings).map(rounded),
-            prefill_peak_pct: result.prefill_peak_pct(ceilings).map(rounded),
+            read_gb_s: result.read_gb_s().map_or(f64::NAN, rounded),
+            decode_floor_pct: result.decode_floor_pct().map(rounded),
+            prefill_peak_pct: result.prefill_peak_pct().map(rounded),
+            prefill_vector_peak_pct: result.prefill_vector_peak_pct().map(rounded),
             prefill_s: result.prefill.clone(),
             decode_s: result.decode.clone(),
         }
@@ -182,7 +185,10 @@ impl Report {
             self.prefill_tok_s,
             spread(self.prompt, &self.prefill_s),
             String::new(),
-            percent(self.prefill_peak_pct, "the multiply-add peak"),
+            match self.prefill_vector_peak_pct {
+                None => percent(self.prefill_peak_pct, "the multiply-add peak"),
+                share => percent(share, "the vector unit's multiply-add peak"),
+            },
         );
         add(
             format!("tg{}", self.decode),

@@ -4,7 +4,6 @@ use std::num::NonZeroUsize;
 
 use marlin_backend::KvFormat;
 use marlin_formats::Format;
-use metal_marlin::benchmark::median;
 use metal_marlin::open_device;
 use metal_marlin::random_model::{ModelShape, ShapeBenchmark};
 use serde::Serialize;
@@ -90,6 +89,9 @@ struct Report {
     /// 10¹² operations per second of the prompt's matrix products, two for each multiply-add.
     prefill_tflop_s: Option<f64>,
     prefill_peak_pct: Option<f64>,
+    /// Where a processor has a matrix unit: of the vector unit beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefill_vector_peak_pct: Option<f64>,
     decode_tok_s: Option<f64>,
     decode_gb_s: Option<f64>,
     read_gb_s: f64,
@@ -115,11 +117,6 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
         kv: KvFormat::from(args.kv),
     };
     let times = benchmark.run(&*backend, program).map_err(failed)?;
-    let ceilings = backend.measure_ceilings();
-    let prefill = (args.prompt > 0).then(|| median(&times.prefill)).flatten();
-    let decode = (args.decode > 0).then(|| median(&times.decode)).flatten();
-    let rate = |seconds: f64| times.decode_bytes as f64 / seconds;
-    let products = |seconds: f64| times.multiply_adds as f64 / seconds;
     let report = Report {
         shape: args.shape.name,
         format: args.format.to_string(),
@@ -128,14 +125,14 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
         decode: args.decode,
         depth: args.depth,
         repetitions: args.repetitions.get(),
-        prefill_tok_s: prefill.map(|s| rounded(args.prompt as f64 / s)),
-        prefill_tflop_s: prefill.map(|s| rounded(2.0 * products(s) / 1e12)),
-        prefill_peak_pct: prefill
-            .map(|s| rounded(100.0 * products(s) / ceilings.multiply_adds_per_s)),
-        decode_tok_s: decode.map(|s| rounded(args.decode as f64 / s)),
-        decode_gb_s: decode.map(|s| rounded(rate(s) / 1e9)),
-        read_gb_s: rounded(ceilings.read_bytes_per_s / 1e9),
-        decode_floor_pct: decode.map(|s| rounded(100.0 * rate(s) / ceilings.read_bytes_per_s)),
+        prefill_tok_s: times.prefill_tok_s().map(rounded),
+        prefill_tflop_s: times.multiply_adds_per_s().map(|rate| rounded(2.0 * rate / 1e12)),
+        prefill_peak_pct: times.prefill_peak_pct().map(rounded),
+        prefill_vector_peak_pct: times.prefill_vector_peak_pct().map(rounded),
+        decode_tok_s: times.decode_tok_s().map(rounded),
+        decode_gb_s: times.decode_gb_s().map(rounded),
+        read_gb_s: times.read_gb_s().map_or(f64::NAN, rounded),
+        decode_floor_pct: times.decode_floor_pct().map(rounded),
     };
     if args.json { print_json(&report) } else { print(&report.text()) }
 }
