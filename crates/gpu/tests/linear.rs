@@ -258,6 +258,9 @@ fn every_shape_of_gemm_gives_the_same_product() {
         GemmShape { wide: true, ..shape(1, 1, 1, 2, 2, false) },
         GemmShape { wide: true, stages: 3, ..shape(2, 2, 2, 1, 1, true) },
         GemmShape { wide: true, stages: 4, prescaled: true, ..shape(2, 2, 1, 1, 2, true) },
+        // Row groups that are no power of two, as whole waves want them.
+        GemmShape { wide: true, stages: 3, ..shape(2, 1, 7, 2, 1, true) },
+        GemmShape { stages: 3, ..shape(2, 2, 3, 1, 1, true) },
         GemmShape { splits: 3, ..shape(1, 1, 1, 1, 2, false) },
         GemmShape { wide: true, ring: 2, ..shape(1, 1, 1, 2, 1, false) },
         GemmShape { wide: true, ring: 8, ..shape(1, 2, 1, 1, 1, false) },

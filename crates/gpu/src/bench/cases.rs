@@ -1,5 +1,7 @@
 //! The kernels that are measured, with the shapes of large models.
 
+use std::sync::Arc;
+
 use half::f16;
 use marlin_backend::{SamplingSettings, philox4x32};
 use marlin_formats::Format;
@@ -11,7 +13,7 @@ use crate::ops::hadamard::{HadamardSize, hadamard};
 use crate::ops::kv_cache::{KV_BLOCK, KvAddressing, KvLayout, KvStorage};
 use crate::ops::linear::{Epilogue, FragmentWeights, GemmShape, gemm, gemv};
 use crate::ops::sample::{SETTINGS_WORDS, Sample, SampleScratch, arg_max, sample, settings_record};
-use crate::{Buffer, Device, GpuError};
+use crate::{Buffer, Device, GpuError, tuning};
 
 /// Bytes of operands to rotate among: several times the largest second-level cache (50 MB on an H100).
 const ROTATED_BYTES: usize = 400 << 20;
@@ -63,6 +65,8 @@ pub struct BenchOptions {
     pub context: usize,
     /// Logits of a choice.
     pub vocabulary: usize,
+    /// Whether every division of a product is tried, and the fastest measured as well.
+    pub tuned: bool,
 }
 
 /// One measurement.
@@ -191,7 +195,10 @@ fn product(
     let packed = random_matrix(&layout);
     let copies = (ROTATED_BYTES / layout.bytes().max(1)).clamp(2, 40);
     let weights = (0..copies)
-        .map(|i| FragmentWeights::from_packed(device, &format!("weights {i}"), layout, 1, &packed))
+        .map(|i| {
+            FragmentWeights::from_packed(device, &format!("weights {i}"), layout, 1, &packed)
+                .map(Arc::new)
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let most = options.tokens.iter().copied().max().unwrap_or(1);
     let x = device.upload_new("x", &random_halves(most * columns, 2))?;
@@ -202,26 +209,38 @@ fn product(
                 continue;
             }
             let runs = copies.max(20);
-            let time = timing::median(device, kernel.name(), runs, |list, run| {
-                let weights = &weights[run % copies];
-                let x = x.slice(0..tokens * columns)?;
-                let y = y.slice_mut(0..tokens * rows)?;
-                if kernel == Selection::Gemv {
-                    return gemv(list, weights, x, y, tokens, Epilogue::default());
-                }
-                let shape = GemmShape::choose(device.properties(), weights, tokens, false);
-                gemm(list, shape, weights, x, y, tokens, Epilogue::default(), None)
-            })?;
+            let measure = |shape: GemmShape| {
+                timing::median(device, kernel.name(), runs, |list, run| {
+                    let weights = &weights[run % copies];
+                    let x = x.slice(0..tokens * columns)?;
+                    let y = y.slice_mut(0..tokens * rows)?;
+                    if kernel == Selection::Gemv {
+                        return gemv(list, weights, x, y, tokens, Epilogue::default());
+                    }
+                    gemm(list, shape, weights, x, y, tokens, Epilogue::default(), None)
+                })
+            };
             let bytes = (layout.bytes() + 2 * tokens * (rows + columns)) as f64;
-            keep(result(
-                kernel,
-                format.to_string(),
-                format!("M={tokens} K={columns} N={rows}"),
-                time,
-                bytes,
-                2.0 * (tokens * rows * columns) as f64,
-                ceilings.read_bytes_per_s,
-            ));
+            let mut keep = |time, how: &str| {
+                keep(result(
+                    kernel,
+                    format.to_string(),
+                    format!("M={tokens} K={columns} N={rows}{how}"),
+                    time,
+                    bytes,
+                    2.0 * (tokens * rows * columns) as f64,
+                    ceilings.read_bytes_per_s,
+                ));
+            };
+            let default = GemmShape::choose(device.properties(), &weights[0], tokens, false);
+            keep(measure(default)?, "");
+            if options.tuned && kernel == Selection::Gemm {
+                let operands = tuning::Operands { x: &x, y: &y };
+                let best = tuning::measure(device, &weights, tokens, false, &operands)?;
+                if let Some(best) = best {
+                    keep(measure(best.shape)?, &format!(", {}", best.shape));
+                }
+            }
         }
     }
     Ok(())

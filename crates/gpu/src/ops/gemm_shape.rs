@@ -1,5 +1,7 @@
 //! How products by matrix fragments divide their work.
 
+use std::fmt;
+
 use marlin_formats::fragment::FragmentCode;
 
 use super::fragment_weights::FragmentWeights;
@@ -40,6 +42,45 @@ pub struct GemmShape {
     pub ring: u32,
 }
 
+/// In the words of a table.
+impl fmt::Display for GemmShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tiles, row_blocks, row_groups, k_groups, depth, stages, splits, ring, .. } = self;
+        write!(f, "{row_blocks}·{row_groups} row blocks × {k_groups} along k, {tiles} tiles, {depth} deep")?;
+        if self.staged {
+            write!(f, ", {stages} stages")?;
+        }
+        if self.batched {
+            f.write_str(", batched")?;
+        }
+        if *splits > 1 {
+            write!(f, ", {splits} parts")?;
+        }
+        if *ring > 0 {
+            write!(f, ", ring of {ring}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Tiles, row blocks, row groups, SIMD-groups along k, depth and stages for 9 to 16 tokens, where each compute unit has
+/// `share` row blocks to take.
+///
+/// Every threadgroup takes the same, and there are as many as compute units, or a few less: what is left over
+/// after whole waves, most units wait for. All have as many SIMD-groups as there can be.
+fn two_tiles(share: f32, gated: bool) -> (u32, u32, u32, u32, u32, u32) {
+    const MOST_ROW_GROUPS: f32 = 8.0;
+    const SIMD_GROUPS: u32 = 32;
+    // Gate and up are the two row blocks of a SIMD-group.
+    let most = if gated { MOST_ROW_GROUPS } else { 2.0 * MOST_ROW_GROUPS };
+    let waves = (share / most).ceil().max(1.0);
+    let each = (share / waves).ceil().max(1.0) as u32;
+    let row_blocks = if !gated && each > MOST_ROW_GROUPS as u32 { 2 } else { 1 };
+    let row_groups = each.div_ceil(row_blocks);
+    let k_groups = 1 << (SIMD_GROUPS / row_groups).ilog2();
+    (2, row_blocks, row_groups, k_groups.min(16), 1, 3)
+}
+
 impl GemmShape {
     /// A shape that is good without measuring, for a product with `weights` and so many tokens.
     ///
@@ -72,11 +113,7 @@ impl GemmShape {
             // E2M1 takes more instructions to decode, and so more threads.
             1 if share > 10.0 && layout.code == FragmentCode::Fp4 => (1, 1, 1, 8, 1, 2),
             1 => (1, 2, 1, 4, 2, 2),
-            2 if share <= 3.0 => (2, 1, 2, 8, 1, 4),
-            2 if share <= 5.0 => (2, 1, 4, 8, 1, 3),
-            2 if share <= 7.0 => (2, 2, 2, 4, 2, 2),
-            2 if share <= 10.0 => (2, 2, 4, 4, 2, 3),
-            2 => (2, 2, 4, 2, 2, 2),
+            2 => two_tiles(share, gated),
             // Prompts: threadgroups as large as they can be, and along k only as many as leave no unit without one.
             _ if tokens > 64 && share * (tokens as f32 / 64.0) < 32.0 => (8, 2, 8, 2, 1, 4),
             _ if tokens > 64 => (8, 2, 8, 1, 1, 4),

@@ -34,7 +34,7 @@ fn candidates(
     let few = tiles == 1;
     let blocks = (weights.layout().blocks() as u32).next_power_of_two();
     let row_blocks: &[u32] = if gated || tiles > 2 { &[2] } else { &[1, 2] };
-    let row_groups: &[u32] = if few { &[1, 2] } else { &[1, 2, 4, 8] };
+    let row_groups: &[u32] = if few { &[1, 2] } else { &[1, 2, 3, 4, 5, 6, 7, 8] };
     let depths: &[u32] = if few { &[1, 2, 4] } else { &[1, 2] };
     let stages: &[u32] = if few { &[2] } else { &[2, 3, 4] };
     let mut all = Vec::new();

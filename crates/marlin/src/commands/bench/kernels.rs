@@ -54,6 +54,10 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 151_936, value_name = "N")]
     vocabulary: usize,
 
+    /// Try every division of products, and measure the fastest as well
+    #[arg(long)]
+    tuned: bool,
+
     /// Write JSON instead of a Markdown table
     #[arg(long)]
     json: bool,
@@ -180,6 +184,7 @@ mod cuda {
             tokens: args.tokens.clone(),
             context: args.context,
             vocabulary: args.vocabulary,
+            tuned: args.tuned,
         };
         if !args.json {
             print(&header(device, &ceilings))?;
