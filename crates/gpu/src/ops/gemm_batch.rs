@@ -67,13 +67,7 @@ pub(super) fn choose(
         candidates[1..].iter().fold(&candidates[0], |a, b| if time(b) < time(a) { b } else { a });
     let light = layout.group.is_multiple_of(64) && layout.min == FragmentMin::None;
     // Registers allowing, more at a time; E2M1 takes longer to decode.
-    let deeper = light
-        && !gated
-        && match (best.tiles, best.row_groups) {
-            (8, 8) => matches!(layout.code, FragmentCode::U4 | FragmentCode::Fp4),
-            (8, _) => layout.code == FragmentCode::Fp4,
-            _ => false,
-        };
+    let deeper = light && !gated && best.tiles == 8 && layout.code == FragmentCode::Fp4;
     shape(best, weights, if deeper { 4 } else { best.depth })
 }
 

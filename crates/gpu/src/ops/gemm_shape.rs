@@ -45,8 +45,12 @@ pub struct GemmShape {
 /// In the words of a table.
 impl fmt::Display for GemmShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tiles, row_blocks, row_groups, k_groups, depth, stages, splits, ring, .. } = self;
-        write!(f, "{row_blocks}·{row_groups} row blocks × {k_groups} along k, {tiles} tiles, {depth} deep")?;
+        let Self { tiles, row_blocks, row_groups, k_groups, depth, stages, splits, ring, .. } =
+            self;
+        write!(
+            f,
+            "{row_blocks}·{row_groups} row blocks × {k_groups} along k, {tiles} tiles, {depth} deep"
+        )?;
         if self.staged {
             write!(f, ", {stages} stages")?;
         }
@@ -183,5 +187,41 @@ impl GemmShape {
         // Two blocks of 4-bit codes and 16 scales for each row block.
         let ring = self.ring * self.k_groups * self.row_groups * self.row_blocks * 264 * 4;
         (sums + squares + ring).max(if self.staged { stages } else { 0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_tiles_fill_whole_waves_with_as_many_simd_groups_as_there_can_be() {
+        for row_blocks in 1..=4096u32 {
+            for units in [8, 10, 20, 40, 132] {
+                for gated in [false, true] {
+                    let share = row_blocks as f32 / units as f32;
+                    let (_, blocks, groups, k_groups, ..) = two_tiles(share, gated);
+                    let rows = groups * if gated { 1 } else { blocks };
+                    let least = row_blocks.div_ceil(units);
+                    let waves = row_blocks.div_ceil(rows).div_ceil(units);
+                    // A unit takes no more than it must, but for what makes its waves alike.
+                    assert!(
+                        waves * rows <= least + 2 * waves,
+                        "{row_blocks} on {units}: {waves} of {rows}"
+                    );
+                    assert!((16..=32).contains(&(groups * k_groups)), "{groups} × {k_groups}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_large_models_on_132_units() {
+        let shape = |rows: u32| two_tiles(rows as f32 / 16.0 / 132.0, false);
+        assert_eq!(shape(28672), (2, 2, 7, 4, 1, 3));
+        assert_eq!(shape(14336), (2, 1, 7, 4, 1, 3));
+        assert_eq!(shape(16384), (2, 1, 8, 4, 1, 3));
+        assert_eq!(shape(8192), (2, 1, 4, 8, 1, 3));
+        assert_eq!(shape(4096), (2, 1, 2, 16, 1, 3));
     }
 }
