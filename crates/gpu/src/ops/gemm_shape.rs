@@ -67,22 +67,22 @@ impl fmt::Display for GemmShape {
     }
 }
 
-/// Tiles, row blocks, row groups, SIMD-groups along k, depth and stages for 9 to 16 tokens, where each compute unit has
-/// `share` row blocks to take.
+/// Tiles, row blocks, row groups, SIMD-groups along k, depth and stages for 2 to 16 tokens in one or two `tiles`, where
+/// each compute unit has `share` row blocks to take.
 ///
 /// Every threadgroup takes the same, and there are as many as compute units, or a few less: what is left over
 /// after whole waves, most units wait for. All have as many SIMD-groups as there can be.
-fn two_tiles(share: f32, gated: bool) -> (u32, u32, u32, u32, u32, u32) {
-    const MOST_ROW_GROUPS: f32 = 8.0;
+fn whole_waves(tiles: u32, share: f32, gated: bool) -> (u32, u32, u32, u32, u32, u32) {
     const SIMD_GROUPS: u32 = 32;
+    let most_row_groups = if tiles == 1 { 7 } else { 8 };
     // Gate and up are the two row blocks of a SIMD-group.
-    let most = if gated { MOST_ROW_GROUPS } else { 2.0 * MOST_ROW_GROUPS };
-    let waves = (share / most).ceil().max(1.0);
+    let most = if gated { most_row_groups } else { 2 * most_row_groups };
+    let waves = (share / most as f32).ceil().max(1.0);
     let each = (share / waves).ceil().max(1.0) as u32;
-    let row_blocks = if !gated && each > MOST_ROW_GROUPS as u32 { 2 } else { 1 };
+    let row_blocks = if !gated && each > most_row_groups { 2 } else { 1 };
     let row_groups = each.div_ceil(row_blocks);
     let k_groups = 1 << (SIMD_GROUPS / row_groups).ilog2();
-    (2, row_blocks, row_groups, k_groups.min(16), 1, 3)
+    (tiles, row_blocks, row_groups, k_groups.min(16), 1, 3)
 }
 
 impl GemmShape {
@@ -108,16 +108,19 @@ impl GemmShape {
         // Row blocks that each compute unit has to take.
         let share = layout.row_blocks() as f32 / properties.compute_units.max(1) as f32;
         let tiles = (tokens.div_ceil(8) as u32).next_power_of_two().clamp(1, 8);
+        // Few tokens of smaller matrices are faster the other way in a model, where the products around them want room.
+        let staged = tokens > 8 || (tokens > 1 && !gated && share > 3.0);
         let (tiles, row_blocks, row_groups, k_groups, depth, stages) = match tiles {
+            1 | 2 if staged => whole_waves(tiles, share, gated),
             1 if gated => (1, 2, 1, 4, 1, 2),
             // Where all of a SIMD-group's blocks are asked for at once, nothing is left to wait for.
             1 if share <= 2.5 && units <= 32 => (1, 1, 1, 16, 2, 2),
             1 if share <= 2.5 => (1, 1, 1, 16, 1, 2),
-            1 if share <= 5.0 => (1, 1, 1, 8, 2, 2),
             // E2M1 takes more instructions to decode, and so more threads.
+            1 if share <= 5.0 && layout.code == FragmentCode::Fp4 => (1, 2, 1, 16, 1, 2),
+            1 if share <= 5.0 => (1, 1, 1, 8, 2, 2),
             1 if share > 10.0 && layout.code == FragmentCode::Fp4 => (1, 1, 1, 8, 1, 2),
             1 => (1, 2, 1, 4, 2, 2),
-            2 => two_tiles(share, gated),
             // Prompts: threadgroups as large as they can be, and along k only as many as leave no unit without one.
             _ if tokens > 64 && share * (tokens as f32 / 64.0) < 32.0 => (8, 2, 8, 2, 1, 4),
             _ if tokens > 64 => (8, 2, 8, 1, 1, 4),
@@ -136,7 +139,7 @@ impl GemmShape {
             k_groups: k_groups.min(blocks.next_power_of_two()),
             // Units of one block are half as long: ask for twice as many, registers allowing.
             depth: if wide || tiles == 8 { depth } else { (2 * depth).min(4) },
-            staged: tiles > 1,
+            staged,
             splits: 1,
             wide,
             stages,
@@ -147,6 +150,7 @@ impl GemmShape {
         if shape.tiles == 1 && properties.copies_asynchronously() && weights.allows_ring() {
             // The fastest on an H200 in a model, where the product before it and the one after it want room too.
             let ring = match (gated, share) {
+                _ if staged => None,
                 (true, _) | (_, 10.0..) => Some((2, 4, 1, 2)),
                 (_, ..=2.5) => Some((1, 16, 1, 0)),
                 (_, ..=3.0) => Some((2, 8, 2, 0)),
@@ -154,7 +158,15 @@ impl GemmShape {
             };
             if let Some((row_blocks, k_groups, depth, ring)) = ring.filter(|(_, k, ..)| *k <= units)
             {
-                shape = Self { row_blocks, row_groups: 1, k_groups, depth, ring, ..shape };
+                shape = Self {
+                    row_blocks,
+                    row_groups: 1,
+                    k_groups,
+                    depth,
+                    ring,
+                    staged: false,
+                    ..shape
+                };
             }
         }
         // What does not fit into threadgroup memory: first less of x ahead, then fewer SIMD-groups.
@@ -195,12 +207,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_tiles_fill_whole_waves_with_as_many_simd_groups_as_there_can_be() {
+    fn few_tokens_fill_whole_waves_with_as_many_simd_groups_as_there_can_be() {
         for row_blocks in 1..=4096u32 {
             for units in [8, 10, 20, 40, 132] {
-                for gated in [false, true] {
+                for (tiles, gated) in [(1, false), (1, true), (2, false), (2, true)] {
                     let share = row_blocks as f32 / units as f32;
-                    let (_, blocks, groups, k_groups, ..) = two_tiles(share, gated);
+                    let (_, blocks, groups, k_groups, ..) = whole_waves(tiles, share, gated);
                     let rows = groups * if gated { 1 } else { blocks };
                     let least = row_blocks.div_ceil(units);
                     let waves = row_blocks.div_ceil(rows).div_ceil(units);
@@ -217,11 +229,12 @@ mod tests {
 
     #[test]
     fn rows_of_large_models_on_132_units() {
-        let shape = |rows: u32| two_tiles(rows as f32 / 16.0 / 132.0, false);
-        assert_eq!(shape(28672), (2, 2, 7, 4, 1, 3));
-        assert_eq!(shape(14336), (2, 1, 7, 4, 1, 3));
-        assert_eq!(shape(16384), (2, 1, 8, 4, 1, 3));
-        assert_eq!(shape(8192), (2, 1, 4, 8, 1, 3));
-        assert_eq!(shape(4096), (2, 1, 2, 16, 1, 3));
+        let shape = |tiles, rows: u32| whole_waves(tiles, rows as f32 / 16.0 / 132.0, false);
+        assert_eq!(shape(2, 28672), (2, 2, 7, 4, 1, 3));
+        assert_eq!(shape(2, 14336), (2, 1, 7, 4, 1, 3));
+        assert_eq!(shape(2, 16384), (2, 1, 8, 4, 1, 3));
+        assert_eq!(shape(1, 16384), (1, 2, 4, 8, 1, 3));
+        assert_eq!(shape(2, 8192), (2, 1, 4, 8, 1, 3));
+        assert_eq!(shape(2, 4096), (2, 1, 2, 16, 1, 3));
     }
 }

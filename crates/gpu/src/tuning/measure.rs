@@ -34,9 +34,11 @@ fn candidates(
     let few = tiles == 1;
     let blocks = (weights.layout().blocks() as u32).next_power_of_two();
     let row_blocks: &[u32] = if gated || tiles > 2 { &[2] } else { &[1, 2] };
-    let row_groups: &[u32] = if few { &[1, 2] } else { &[1, 2, 3, 4, 5, 6, 7, 8] };
-    let depths: &[u32] = if few { &[1, 2, 4] } else { &[1, 2] };
-    let stages: &[u32] = if few { &[2] } else { &[2, 3, 4] };
+    let ways: &[bool] = match (tiles, tokens) {
+        (1, 1) => &[false],
+        (1, _) => &[false, true],
+        _ => &[true],
+    };
     let mut all = Vec::new();
     if properties.multiplies_in_teams() && weights.allows_batched() && !few {
         all.extend(gemm_batch::candidates(weights, gated));
@@ -44,39 +46,47 @@ fn candidates(
     if few && properties.copies_asynchronously() && weights.allows_ring() {
         all.extend(rings(blocks, gated));
     }
-    for &row_blocks in row_blocks {
-        for &row_groups in row_groups {
-            for k_groups in [1, 2, 4, 8, 16] {
-                for &depth in depths {
-                    for &stages in stages {
-                        let groups = row_groups * k_groups;
-                        let most = (properties.max_threads / 32).min(32);
-                        if !(4..=most).contains(&groups) || k_groups > blocks {
-                            continue;
-                        }
-                        let shape = GemmShape {
-                            tiles,
-                            row_blocks,
-                            row_groups,
-                            k_groups,
-                            depth,
-                            staged: !few,
-                            splits: 1,
-                            wide: weights.allows_wide(),
-                            stages,
-                            prescaled: tiles == 8 && weights.allows_prescaled(),
-                            batched: false,
-                            ring: 0,
-                        };
-                        if shape.threadgroup_bytes() <= properties.threadgroup_bytes {
-                            all.push(shape);
-                        }
+    for &staged in ways {
+        let row_groups: &[u32] = match (staged, tiles) {
+            (false, _) => &[1, 2],
+            // As whole waves want them.
+            (true, 1 | 2) => &[1, 2, 3, 4, 5, 6, 7, 8],
+            (true, _) => &[1, 2, 4, 8],
+        };
+        let depths: &[u32] = if staged { &[1, 2] } else { &[1, 2, 4] };
+        let stages: &[u32] = if staged { &[2, 3, 4] } else { &[2] };
+        let most = (properties.max_threads / 32).min(32);
+        for (&row_blocks, &row_groups) in product(row_blocks, row_groups) {
+            for (&depth, &stages) in product(depths, stages) {
+                for k_groups in [1, 2, 4, 8, 16] {
+                    if !(4..=most).contains(&(row_groups * k_groups)) || k_groups > blocks {
+                        continue;
                     }
+                    all.push(GemmShape {
+                        tiles,
+                        row_blocks,
+                        row_groups,
+                        k_groups,
+                        depth,
+                        staged,
+                        splits: 1,
+                        wide: weights.allows_wide(),
+                        stages,
+                        prescaled: tiles == 8 && weights.allows_prescaled(),
+                        batched: false,
+                        ring: 0,
+                    });
                 }
             }
         }
     }
+    all.retain(|shape| shape.threadgroup_bytes() <= properties.threadgroup_bytes);
     all
+}
+
+/// Every pair of `a` and `b`.
+fn product<'a>(a: &'a [u32], b: &'a [u32]) -> impl Iterator<Item = (&'a u32, &'a u32)> {
+    a.iter().flat_map(move |a| b.iter().map(move |b| (a, b)))
 }
 
 /// Divisions whose weights wait in threadgroup memory.

@@ -37,9 +37,9 @@ pub struct Product {
     pub tokens: usize,
 }
 
-/// Numbers of tokens that are divided alike: powers of two from 8, which is one tile, to 512.
+/// Numbers of tokens that are divided alike: one, and powers of two from 8, which is one tile, to 512.
 pub fn token_class(tokens: usize) -> usize {
-    tokens.next_power_of_two().clamp(8, 512)
+    if tokens <= 1 { 1 } else { tokens.next_power_of_two().clamp(8, 512) }
 }
 
 impl Product {
