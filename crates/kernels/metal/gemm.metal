@@ -76,9 +76,9 @@ typedef T Operand;
 
 #include "gemm_units.h"
 
-// W in the fragment layout (codes, scales, mins, supers: crates/formats/src/fragment.rs), x: [tokens, columns], bias:
-// [rows] (gate and up one after the other, up from a multiple of 16), y: [tokens, rows], partial: [SPLITS, rows to a
-// multiple of 16 (gate and up), tokens] f32.
+// W in the fragment layout (codes, scales, mins, supers: crates/formats/src/fragment/), x: [tokens, columns], bias:
+// [rows] (gate and up one after the other, up from a multiple of 16), y: [tokens, rows], partial: [SPLITS, tokens, rows]
+// f32 ([SPLITS, 2, tokens, rows] where GATED).
 //
 // Grid: x = row blocks over ROW_GROUPS · ROW_BLOCKS (gate row blocks where GATED: over ROW_GROUPS), y = tokens over TILES · 8, z = SPLITS.
 // Weights stream from memory straight into registers, DEPTH blocks ahead; nothing else would read

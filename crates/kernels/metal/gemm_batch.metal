@@ -250,7 +250,7 @@ static inline uint tiles_at_once() {
     return fit >= TILES ? TILES : fit >= 8u ? 8u : fit >= 4u ? 4u : fit >= 2u ? 2u : 1u;
 }
 
-// W in the fragment layout (codes, scales, mins, supers: crates/formats/src/fragment.rs), x: [tokens, columns], bias:
+// W in the fragment layout (codes, scales, mins, supers: crates/formats/src/fragment/), x: [tokens, columns], bias:
 // [rows] (gate and up one after the other, up from a multiple of 16), y: [tokens, rows], partial: [SPLITS, 1 or 2 (GATED),
 // tokens, rows] f32.
 //

@@ -1,4 +1,4 @@
-// Weights in the fragment layout (crates/formats/src/fragment.rs): how a thread finds and decodes its slot.
+// Weights in the fragment layout (crates/formats/src/fragment/): how a thread finds and decodes its slot.
 //
 // A file that includes this declares, before the include, the specialisation constants
 //   CODE    what a code is (FragmentCode), OFFSET  subtracted from integer codes,
