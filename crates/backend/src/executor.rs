@@ -94,6 +94,19 @@ pub trait Backend: Send + Sync {
         Ok(())
     }
 
+    /// Refuses a program for which there is no room together with what running it with `options` takes. Before
+    /// [`load`](Self::load), so that nobody waits for weights beside which nothing fits.
+    ///
+    /// # Errors
+    /// Memory is short, and by how much; a weight is another backend's.
+    fn check_room(
+        &self,
+        _program: &Program,
+        _options: &ExecutorOptions,
+    ) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// Makes everything that running `program` needs: activations, KV cache, sampler state.
     ///
     /// # Errors

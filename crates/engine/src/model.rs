@@ -27,6 +27,9 @@ pub struct ModelOptions {
     pub threads: Option<NonZeroUsize>,
     /// Instruction set of the CPU backend; by default what `MARLIN_CPU` asks for, or the best.
     pub isa: Option<Isa>,
+    /// A session that is going to be made: a device without room for it beside the weights is found out before
+    /// anything is loaded. Of positions, only those count that the model was trained for.
+    pub session: Option<SessionOptions>,
 }
 
 /// A model whose weights are placed: share it among sessions.
@@ -66,6 +69,7 @@ struct Placed {
 fn place(
     source: &ModelSource,
     backend: &dyn Backend,
+    session: Option<&SessionOptions>,
     progress: Progress<'_>,
 ) -> Result<Program, EngineError> {
     let (mut done, total) = (0, source.bytes());
@@ -77,6 +81,10 @@ fn place(
         }
         Ok(placed)
     })?;
+    if let Some(session) = session {
+        let ctx = session.ctx.min(source.config().context);
+        backend.check_room(&program, &SessionOptions { ctx, ..session.clone() }.executor())?;
+    }
     let mut further = |bytes| {
         done += bytes;
         progress(done, total);
@@ -118,11 +126,11 @@ impl Model {
         match options.device {
             DeviceChoice::Auto => match device::best_gpu(options, source.config()) {
                 Some(gpu) => Self::load_preferring(source, gpu, options, progress),
-                None => Self::load_on(source, device::cpu(options)?, progress),
+                None => Self::load_for(source, device::cpu(options)?, options, progress),
             },
             _ => {
                 let backend = device::backend(options, source.config())?;
-                Self::load_on(source, backend, progress)
+                Self::load_for(source, backend, options, progress)
             }
         }
     }
@@ -136,13 +144,22 @@ impl Model {
         backend: Box<dyn Backend>,
         progress: Progress<'_>,
     ) -> Result<Arc<Self>, EngineError> {
+        Self::load_for(source, backend, &ModelOptions::default(), progress)
+    }
+
+    fn load_for(
+        source: ModelSource,
+        backend: Box<dyn Backend>,
+        options: &ModelOptions,
+        progress: Progress<'_>,
+    ) -> Result<Arc<Self>, EngineError> {
         Self::load_with(source, |source| {
-            let program = place(source, &*backend, progress)?;
+            let program = place(source, &*backend, options.session.as_ref(), progress)?;
             Ok(Placed { backend, program, passed_over: None })
         })
     }
 
-    /// Places a model on `preferred`; if that has no room for its weights, or cannot multiply them, on the processor,
+    /// Places a model on `preferred`; if that has no room for its weights and the options' session, or cannot multiply them, on the processor,
     /// as `options` say. [`passed_over`](Self::passed_over) tells.
     ///
     /// # Errors
@@ -154,7 +171,8 @@ impl Model {
         progress: Progress<'_>,
     ) -> Result<Arc<Self>, EngineError> {
         Self::load_with(source, |source| {
-            let reason = match place(source, &*preferred, progress) {
+            let session = options.session.as_ref();
+            let reason = match place(source, &*preferred, session, progress) {
                 Ok(program) => {
                     return Ok(Placed { backend: preferred, program, passed_over: None });
                 }
@@ -165,7 +183,7 @@ impl Model {
             // What it holds may be the processor's own memory.
             drop(preferred);
             let backend = device::cpu(options)?;
-            let program = place(source, &*backend, progress)?;
+            let program = place(source, &*backend, session, progress)?;
             Ok(Placed { backend, program, passed_over })
         })
     }

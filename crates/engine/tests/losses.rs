@@ -238,6 +238,17 @@ fn what_the_device_has_no_room_for_runs_on_the_processor_which_says_so() {
     assert!(text.contains("too few"), "{text}");
     assert_eq!(live_bytes(&ledger), 0);
     assert_eq!(generate(&mut session(&model).unwrap(), 5).unwrap().tokens.len(), 5);
+    // With room for the weights, but not for the session that is to be made: before any of them is loaded.
+    let fitting =
+        Model::load_on(source(), backend(EmulatedOptions::default()).0, &mut |_, _| {}).unwrap();
+    let weights = live_bytes(fitting.ledger());
+    let (gpu, ledger) = backend(EmulatedOptions { total_bytes: weights, ..Default::default() });
+    let wanting = ModelOptions { session: Some(SessionOptions::default()), ..Default::default() };
+    let model = Model::load_preferring(source(), gpu, &wanting, &mut |_, _| {}).unwrap();
+    assert_eq!(model.device(), "cpu");
+    let text = model.passed_over().expect("a device that was passed over").to_string();
+    assert!(text.contains("KV cache") && text.contains("too few"), "{text}");
+    assert!(ledger.report().buffers.is_empty(), "something was loaded");
     // With room it runs where it was meant to; other errors are not the processor's business.
     let (gpu, _) = backend(EmulatedOptions::default());
     let model = Model::load_preferring(source(), gpu, &options, &mut |_, _| {}).unwrap();

@@ -55,10 +55,14 @@ pub(crate) fn engine_options(options: &ModelOptions) -> metal_marlin::ModelOptio
     }
 }
 
-/// Fetches the model if need be, and loads it with a progress bar.
-pub(crate) fn load(options: &ModelOptions) -> Result<Arc<Model>, CliError> {
+/// Fetches the model if need be, and loads it with a progress bar, on a device that has room for the session too, if
+/// one is going to be made.
+pub(crate) fn load(
+    options: &ModelOptions,
+    session: Option<SessionOptions>,
+) -> Result<Arc<Model>, CliError> {
     let path = resolve(options.model.as_deref())?;
-    let engine_options = engine_options(options);
+    let engine_options = metal_marlin::ModelOptions { session, ..engine_options(options) };
     let mut bar = LoadBar::new(&path);
     let mut show = |done, total| bar.show(done, total);
     let model = Model::load_with_progress(&path, &engine_options, &mut show)?;
@@ -69,18 +73,32 @@ pub(crate) fn load(options: &ModelOptions) -> Result<Arc<Model>, CliError> {
     Ok(model)
 }
 
+/// Loads a model for one conversation.
+pub(crate) fn load_for(
+    model: &ModelOptions,
+    context: &ContextOptions,
+) -> Result<Arc<Model>, CliError> {
+    load(model, Some(conversation(context, USUAL_CONTEXT)))
+}
+
+/// What a conversation needs; `usual` positions when none are asked for.
+fn conversation(options: &ContextOptions, usual: usize) -> SessionOptions {
+    SessionOptions {
+        ctx: options.ctx.map_or(usual, Into::into),
+        kv: KvFormat::from(options.kv),
+        ..SessionOptions::default()
+    }
+}
+
 /// A session for one conversation.
 pub(crate) fn session(model: &Arc<Model>, options: &ContextOptions) -> Result<Session, CliError> {
     let trained = model.config().context;
-    let ctx = options.ctx.map_or(trained.min(USUAL_CONTEXT), Into::into);
+    let session = conversation(options, trained.min(USUAL_CONTEXT));
+    let ctx = session.ctx;
     if ctx > trained {
         note(&format!(
             "warning: --ctx {ctx} is more than the {trained} tokens that the model was trained for"
         ));
     }
-    Ok(model.session(SessionOptions {
-        ctx,
-        kv: KvFormat::from(options.kv),
-        ..SessionOptions::default()
-    })?)
+    Ok(model.session(session)?)
 }

@@ -134,7 +134,7 @@ impl GpuBackend {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Plan, BackendError> {
         let plan = Plan::new(&self.shared, program)?;
-        self.check_room(&plan, session)?;
+        self.refuse_without_room(&plan, session)?;
         let in_file = plan.in_file(&self.shared)?;
         // Held until the weights in them are.
         let _windows = self
@@ -194,7 +194,7 @@ impl GpuBackend {
     }
 
     /// Refuses, before anything is begun, what the device has no room for.
-    fn check_room(&self, plan: &Plan, session: u64) -> Result<(), BackendError> {
+    fn refuse_without_room(&self, plan: &Plan, session: u64) -> Result<(), BackendError> {
         let device = &self.shared.device;
         let needed = plan.bytes_to_place(&self.shared)? + session;
         let free = device.free_bytes().map_err(|e| self.shared.error(e))?;
@@ -242,6 +242,16 @@ impl Backend for GpuBackend {
 
     fn load(&self, program: &Program, progress: &mut dyn FnMut(u64)) -> Result<(), BackendError> {
         self.place_all(program, 0, progress).map(drop)
+    }
+
+    fn check_room(&self, program: &Program, options: &ExecutorOptions) -> Result<(), BackendError> {
+        let plan = Plan::new(&self.shared, program)?;
+        let session = match self.activations {
+            Activations::F16 => memory::bytes::<f16>(&self.shared, &plan, options),
+            Activations::Bf16 => memory::bytes::<bf16>(&self.shared, &plan, options),
+            Activations::F32 => memory::bytes::<f32>(&self.shared, &plan, options),
+        };
+        self.refuse_without_room(&plan, session?)
     }
 
     fn compile(

@@ -108,13 +108,14 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
     if args.prompt == 0 && args.decode == 0 {
         return Err(CliError::Usage("nothing to measure: -p and -n are both 0".to_owned()));
     }
-    let model = model::load(&args.model)?;
-    let mut session = model.session(SessionOptions {
+    let session = SessionOptions {
         ctx: args.prompt.max(args.decode),
         batch: args.batch.get(),
         kv: KvFormat::from(args.kv),
         ..SessionOptions::default()
-    })?;
+    };
+    let model = model::load(&args.model, Some(session.clone()))?;
+    let mut session = model.session(session)?;
     let repetitions = args.repetitions.get();
     let options = BenchmarkOptions { prompt: args.prompt, decode: args.decode, repetitions };
     let bar = steps("measuring", repetitions as u64);

@@ -64,7 +64,7 @@ struct Chat {
 }
 
 pub(crate) fn run(args: Args) -> Result<(), CliError> {
-    let model = model::load(&args.model)?;
+    let model = model::load_for(&args.model, &args.context)?;
     let session = model::session(&model, &args.context)?;
     let mut chat = Chat {
         session,

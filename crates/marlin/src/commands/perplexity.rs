@@ -56,19 +56,20 @@ const OUTPUTS: usize = 64;
 
 pub(crate) fn run(args: &Args) -> Result<(), CliError> {
     let text = read_text(&args.file)?;
-    let model = model::load(&args.model)?;
-    // As llama-perplexity does it: BOS where the model wants one, special tokens in the text are
-    // text.
-    let tokens =
-        model.tokenizer().encode(&text, true, false).map_err(metal_marlin::EngineError::from)?;
     let ctx = args.ctx.get();
-    let mut session = model.session(SessionOptions {
+    let options = SessionOptions {
         ctx,
         batch: ctx.min(512),
         outputs: OUTPUTS,
         kv: KvFormat::from(args.kv),
         ..SessionOptions::default()
-    })?;
+    };
+    let model = model::load(&args.model, Some(options.clone()))?;
+    // As llama-perplexity does it: BOS where the model wants one, special tokens in the text are
+    // text.
+    let tokens =
+        model.tokenizer().encode(&text, true, false).map_err(metal_marlin::EngineError::from)?;
+    let mut session = model.session(options)?;
     let options = PerplexityOptions { ctx, chunks: args.chunks.map(NonZeroUsize::get) };
     let interrupt = Interrupt::install()?;
     let windows = options.chunks.unwrap_or(usize::MAX).min(tokens.len() / ctx);

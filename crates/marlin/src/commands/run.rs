@@ -79,7 +79,7 @@ impl RunOptions {
     /// Reads the prompt, loads the model and makes a session; Ctrl-C then ends the text.
     pub(crate) fn prepare(&self) -> Result<Prepared, CliError> {
         let prompt = prompt(self.prompt.as_deref())?;
-        let model = model::load(&self.model)?;
+        let model = model::load_for(&self.model, &self.context)?;
         let tokens = self.encode(&model, &prompt)?;
         let session = model::session(&model, &self.context)?;
         let interrupt = Interrupt::install()?;

@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
             let program = shape.program(&*backend, args.format).map_err(failed)?;
             backend.tune(&program, &tokens, args.again, &mut progress).map_err(failed)?
         }
-        None => model::load(&args.model)?.tune(&tokens, args.again, &mut progress)?,
+        None => model::load(&args.model, None)?.tune(&tokens, args.again, &mut progress)?,
     };
     bar.finish_and_clear();
     let lines: Vec<Line> = found.iter().map(Line::new).collect();
