@@ -25,16 +25,17 @@ pub(crate) fn remembered(model: &Model) -> Option<Ceilings> {
 }
 
 /// Keeps the best ever seen: whatever else runs on the machine can only make it look slower.
-pub(crate) fn remember(model: &Model, measured: &Ceilings) {
-    let best = remembered(model).unwrap_or(*measured);
-    let kept = Kept {
-        read_bytes_per_s: measured.read_bytes_per_s.max(best.read_bytes_per_s),
-        multiply_adds_per_s: measured.multiply_adds_per_s.max(best.multiply_adds_per_s),
-        vector_multiply_adds_per_s: [measured, &best]
-            .into_iter()
-            .filter_map(|ceilings| ceilings.vector_multiply_adds_per_s)
-            .reduce(f64::max),
+pub(crate) fn remember(model: &Model, measured: &[Ceilings]) {
+    let best = |of: fn(&Ceilings) -> Option<f64>| {
+        measured.iter().chain(&remembered(model)).filter_map(of).reduce(f64::max)
     };
+    let (Some(read_bytes_per_s), Some(multiply_adds_per_s)) =
+        (best(|c| Some(c.read_bytes_per_s)), best(|c| Some(c.multiply_adds_per_s)))
+    else {
+        return;
+    };
+    let vector_multiply_adds_per_s = best(|c| c.vector_multiply_adds_per_s);
+    let kept = Kept { read_bytes_per_s, multiply_adds_per_s, vector_multiply_adds_per_s };
     let mut all = read();
     all.insert(key(model), kept);
     // Whoever cannot remember measures again.
@@ -47,7 +48,7 @@ pub(crate) fn remember(model: &Model, measured: &Ceilings) {
 /// Measures, which takes about a second, and remembers.
 fn measure(model: &Model) -> Ceilings {
     let measured = model.measure_ceilings();
-    remember(model, &measured);
+    remember(model, &[measured]);
     measured
 }
 

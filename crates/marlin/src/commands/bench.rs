@@ -124,9 +124,7 @@ pub(crate) fn run(args: &Args) -> Result<(), CliError> {
         true
     })?;
     bar.finish_and_clear();
-    for measured in &result.ceilings {
-        ceilings::remember(&model, measured);
-    }
+    ceilings::remember(&model, &result.ceilings);
     let report = Report::new(&model, options, &result);
     if args.json { print_json(&report) } else { print(&report.table()) }
 }
