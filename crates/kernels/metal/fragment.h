@@ -11,6 +11,15 @@
 // Which of the 16 columns the hardware takes for which does not matter as long as both
 // operands agree; the order here makes a lane's four columns neighbours in memory.
 
+// A number that is kept in a register: CUDA's compiler computes again in every turn of a loop what it could keep, and a unit has no
+// instructions to spare.
+static inline uint kept(uint number) {
+#if defined(MARLIN_TARGET_CUDA)
+    asm volatile("" : "+r"(number));
+#endif
+    return number;
+}
+
 struct WeightFragment {
     // (row g, i = 0, 1), (row g + 8, i = 0, 1), (row g, i = 2, 3), (row g + 8, i = 2, 3): two Operands a word.
     uint pair[4];
@@ -77,6 +86,13 @@ static inline TokenPlace token_place(uint stride, uint tokens, uint lane) {
     place.column = 4u * (row / 2u) + row % 2u;
     place.first = min(token, tokens - 1u) * stride + place.column;
     place.second = min(token + 1u, tokens - 1u) * stride + place.column;
+    return place;
+}
+
+// The same place `columns` on.
+static inline TokenPlace kept_place(TokenPlace place, uint columns) {
+    place.first += columns;
+    place.second += columns;
     return place;
 }
 
@@ -160,6 +176,12 @@ static inline TokenPlace token_place(uint stride, uint tokens, uint lane) {
     TokenPlace place;
     place.column = 4u * fragment_quad(lane);
     place.first = min(fragment_row(lane), tokens - 1u) * stride + place.column;
+    return place;
+}
+
+// The same place `columns` on, kept in a register.
+static inline TokenPlace kept_place(TokenPlace place, uint columns) {
+    place.first = kept(place.first + columns);
     return place;
 }
 

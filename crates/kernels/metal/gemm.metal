@@ -133,7 +133,7 @@ kernel void gemm(
     uint rounds = end_round > first_round ? end_round - first_round : 0u;
     uint unit = first_round * K_GROUPS + k_group;
     // Of which this SIMD-group has a unit in so many.
-    uint count = rounds - (rounds > 0u && unit + (rounds - 1u) * K_GROUPS >= units ? 1u : 0u);
+    uint count = kept(rounds - (rounds > 0u && unit + (rounds - 1u) * K_GROUPS >= units ? 1u : 0u));
 
     Stream streams[2];
     UNROLL
@@ -142,8 +142,10 @@ kernel void gemm(
         uint row_block = GATED ? min(first_row_block, row_blocks - 1u) + r * row_blocks
                                : min(first_row_block + r, row_blocks - 1u);
         streams[r].row_block = row_block;
-        streams[r].codes =
-            codes + (row_block * sizes.blocks + unit * unit_blocks()) * (32u * code_bits());
+        uint slot = fragment_row(lane) * 4u + fragment_quad(lane);
+        streams[r].codes = codes + (row_block * sizes.blocks + unit * unit_blocks()) * (32u * code_bits()) +
+                           slot * lane_words();
+        streams[r].scale = kept((row_block * sizes.groups + unit) * 8u + fragment_row(lane));
     }
     uint round_blocks = K_GROUPS * unit_blocks();
 
@@ -191,6 +193,21 @@ kernel void gemm(
     if (NORM_OUT && early) {
         early_weight = load_early(next_weight, early_row);
     }
+    // What of x needs no x.
+    THREADGROUP(T) staged = threadgroup_cast(T, scratch);
+    uint stage_size = TILES * 8u * staged_stride();
+    StagePlace pieces;
+    TokenPlace staged_place;
+    if (STAGED) {
+        staged_place =
+            kept_place(token_place(staged_stride(), 8u, lane), k_group * unit_blocks() * 64u);
+        pieces = stage_start(
+            x + first_token * sizes.x_stride, &sizes, tokens, first_round * round_columns(), thread_index);
+        UNROLL
+        for (uint i = 0u; i < STAGES; ++i) {
+            stage_no_tokens(staged + i * stage_size, &pieces, thread_index);
+        }
+    }
     // Weights are nobody's output, so they are on their way before the dispatch that makes x is done.
     wait_for_previous();
     uint early_y = 0u;
@@ -209,27 +226,22 @@ kernel void gemm(
         }
     }
     if (STAGED) {
-        THREADGROUP(T) staged = threadgroup_cast(T, scratch);
-        uint stage_size = TILES * 8u * staged_stride();
-        TokenPlace place = token_place(staged_stride(), 8u, lane);
-        uint column = first_round * round_columns();
-        DEVICE(const T) first_x = x + first_token * sizes.x_stride;
         UNROLL
         for (uint i = 0u; i < 3u; ++i) {
             if (i + 1u < STAGES) {
                 if (i < rounds) {
-                    stage(
-                        first_x, &sizes, tokens, column + i * round_columns(),
-                        staged + i * stage_size, thread_index);
+                    stage(&sizes, staged + i * stage_size, &pieces);
                 }
                 copy_async_commit();
             }
         }
+        // Places of the round that is multiplied, and of the one before.
         uint held = 0u;
+        uint freed = (STAGES - 1u) * stage_size;
         for (uint i = 0u; i < rounds; i += DEPTH) {
             UNROLL
             for (uint d = 0u; d < 4u; ++d) {
-                if (d < DEPTH && i + d < rounds) {
+                if (d < DEPTH && (d == 0u || i + d < rounds)) {
                     // The round's x has arrived, and everybody is done with the one before, whose place
                     // the next one takes.
                     if (STAGES == 2u) {
@@ -240,29 +252,25 @@ kernel void gemm(
                         copy_async_wait<2>();
                     }
                     barrier_threadgroup();
-                    uint next = i + d + STAGES - 1u;
-                    uint freed = held == 0u ? STAGES - 1u : held - 1u;
-                    if (next < rounds) {
-                        stage(
-                            first_x, &sizes, tokens, column + next * round_columns(),
-                            staged + freed * stage_size, thread_index);
+                    if (i + d + STAGES - 1u < rounds) {
+                        stage(&sizes, staged + freed, &pieces);
                     }
                     copy_async_commit();
                     if (i + d < count) {
                         multiply_unit<false, THREADGROUP(const T)>(
-                            &fetched[d], staged + held * stage_size + k_group * unit_blocks() * 64u,
-                            staged_stride(), place, 0u, &products, &totals);
+                            &fetched[d], staged + held, staged_stride(), staged_place, 0u, &products,
+                            &totals);
                         if (i + d + DEPTH < count) {
                             fetch(
                                 streams, (d + DEPTH) * round_blocks, scaling, &sizes,
                                 unit + (i + d + DEPTH) * K_GROUPS, lane, &fetched[d]);
                         }
                     }
-                    held = held + 1u == STAGES ? 0u : held + 1u;
+                    freed = held;
+                    held = held == (STAGES - 1u) * stage_size ? 0u : held + stage_size;
                 }
             }
-            streams[0].codes = streams[0].codes + DEPTH * round_blocks * (32u * code_bits());
-            streams[1].codes = streams[1].codes + DEPTH * round_blocks * (32u * code_bits());
+            step_streams(streams, DEPTH * round_blocks);
         }
         barrier_threadgroup();
     } else if (RING != 0u) {
@@ -310,8 +318,7 @@ kernel void gemm(
                         unit + (i + d + DEPTH) * K_GROUPS, lane, &fetched[d]);
                 }
             }
-            streams[0].codes = streams[0].codes + DEPTH * round_blocks * (32u * code_bits());
-            streams[1].codes = streams[1].codes + DEPTH * round_blocks * (32u * code_bits());
+            step_streams(streams, DEPTH * round_blocks);
             here = here + DEPTH * round_columns();
         }
         for (; i < count; i += DEPTH) {
@@ -329,8 +336,7 @@ kernel void gemm(
                     }
                 }
             }
-            streams[0].codes = streams[0].codes + DEPTH * round_blocks * (32u * code_bits());
-            streams[1].codes = streams[1].codes + DEPTH * round_blocks * (32u * code_bits());
+            step_streams(streams, DEPTH * round_blocks);
             here = here + DEPTH * round_columns();
         }
     }

@@ -24,13 +24,30 @@ struct Fetched {
 struct Stream {
     DEVICE(const uint) codes;
     uint row_block;
+    // Index of the unit's pair of scales, where scales_step().
+    uint scale;
 };
+
+// Words from one lane's codes to the next one's where those are all that a block has of it; 0 where a plane of high bits follows.
+static inline uint lane_words() { return code_bits() % 4u == 0u ? 4u : code_bits() == 2u ? 2u : 0u; }
+
+// Whether each unit has a pair of scales of its own for every row.
+static inline bool scales_step() { return GROUP == unit_blocks() * 64u; }
 
 struct Scales {
     DEVICE(const uchar) scales;
     DEVICE(const uchar) mins;
     DEVICE(const half) supers;
 };
+
+// The streams' places go on by so many blocks, of whole units.
+static inline void step_streams(THREAD(Stream) streams, uint blocks) {
+    UNROLL
+    for (uint r = 0u; r < 2u; ++r) {
+        streams[r].codes = streams[r].codes + blocks * (32u * code_bits());
+        streams[r].scale += blocks / unit_blocks() * 8u;
+    }
+}
 
 // Reads the unit whose codes are `ahead` blocks past the stream's place, and which is unit `unit` of its row block.
 static inline void fetch(
@@ -47,7 +64,9 @@ static inline void fetch(
             UNROLL
             for (uint b = 0u; b < 2u; ++b) {
                 if (b < unit_blocks()) {
-                    load_slot(streams[r].codes + (ahead + b) * words, slot, &out->slot[r][b]);
+                    load_slot(
+                        streams[r].codes + (ahead + b) * words, lane_words() == 0u ? slot : 0u,
+                        &out->slot[r][b]);
                 }
             }
             if (SCALE != SCALE_NONE) {
@@ -56,8 +75,10 @@ static inline void fetch(
                 UNROLL
                 for (uint i = 0u; i < 4u; ++i) {
                     if (i < groups_in_unit()) {
+                        uint place = scales_step() ? streams[r].scale + ahead / unit_blocks() * 8u
+                                                   : (group + i) * 8u + g;
                         load_scale(
-                            weights.scales, weights.mins, weights.supers, (group + i) * 8u + g,
+                            weights.scales, weights.mins, weights.supers, place,
                             super_place(row_block, supers_per_row, column, g), &out->scale[r][i]);
                     }
                 }
@@ -81,14 +102,13 @@ static inline uint ring_unit_words() { return ROW_BLOCKS * RING_ROW_WORDS; }
 static inline void ring_fetch(
     THREAD(const Stream) streams, uint ahead, Scales weights, THREAD(const GemmArgs) args, uint unit,
     uint lane, THREADGROUP(uint) held) {
-    uint slot = fragment_row(lane) * 4u + fragment_quad(lane);
     UNROLL
     for (uint r = 0u; r < 2u; ++r) {
         if (r < ROW_BLOCKS) {
             THREADGROUP(uint) row = held + r * RING_ROW_WORDS;
             UNROLL
             for (uint b = 0u; b < 2u; ++b) {
-                copy_async(row + b * 128u + lane * 4u, streams[r].codes + (ahead + b) * 128u + slot * 4u);
+                copy_async(row + b * 128u + lane * 4u, streams[r].codes + (ahead + b) * 128u);
             }
             if (lane < 2u) {
                 uint group = streams[r].row_block * args->groups + (GROUP == 0u ? 0u : unit * 128u / GROUP);
@@ -286,32 +306,71 @@ static inline uint round_columns() { return K_GROUPS * unit_blocks() * 64u; }
 // the banks, so that a load of 8 bytes a lane meets no bank twice.
 static inline uint staged_stride() { return round_columns() + 16u; }
 
-// Copies one round of x, tokens × round_columns() from `column`, in pieces of 16 bytes; what lies outside x
-// is zero. A thread has the same piece of every so-many-th token: 4 · ROW_GROUPS / unit_blocks() of them fit into
-// one pass of the threadgroup.
-static inline void stage(
-    DEVICE(const T) x, THREAD(const GemmArgs) args, uint tokens, uint column,
-    THREADGROUP(T) staged, uint thread_index) {
+// Where a thread copies pieces of x, of 16 bytes: it has the same piece of every so-many-th token.
+struct StagePlace {
+    // The piece of its first token in the next round to be copied.
+    DEVICE(const T) source;
+    // That piece's column.
+    uint column;
+    // Elements from where a round of x lies in threadgroup memory.
+    uint to;
+    // Tokens from its first one on.
+    uint tokens;
+};
+
+// Tokens whose pieces fit into one pass of the threadgroup.
+static inline uint tokens_at_once() { return 4u * ROW_GROUPS / unit_blocks(); }
+
+static inline StagePlace stage_start(
+    DEVICE(const T) x, THREAD(const GemmArgs) args, uint tokens, uint column, uint thread_index) {
     uint pieces = round_columns() / 8u;
-    uint tokens_at_once = 4u * ROW_GROUPS / unit_blocks();
     uint first = thread_index / pieces;
-    uint k = column + thread_index % pieces * 8u;
-    DEVICE(const T) source = x + first * args->x_stride + k;
-    THREADGROUP(T) destination = staged + first * staged_stride() + thread_index % pieces * 8u;
-    bool inside = k < args->columns;
+    uint piece = thread_index % pieces * 8u;
+    StagePlace place;
+    place.column = kept(column + piece);
+    place.source = x + first * args->x_stride + column + piece;
+    place.to = kept(first * staged_stride() + piece);
+    tokens = min(tokens, TILES * 8u);
+    place.tokens = kept(tokens > first ? tokens - first : 0u);
+    return place;
+}
+
+// Zeros for tokens that are not there: nothing else is written there.
+static inline void stage_no_tokens(THREADGROUP(T) staged, THREAD(const StagePlace) place, uint thread_index) {
+    uint first = thread_index / (round_columns() / 8u);
     UNROLL
-    for (uint pass = 0u; pass * tokens_at_once < TILES * 8u; ++pass) {
-        uint token = first + pass * tokens_at_once;
-        if (token < TILES * 8u) {
-            if (inside && token < tokens) {
-                copy_async(destination, source);
-            } else {
-                *threadgroup_cast(uint4, destination) = make_uint4(0u, 0u, 0u, 0u);
+    for (uint pass = 0u; pass * tokens_at_once() < TILES * 8u; ++pass) {
+        uint token = pass * tokens_at_once();
+        if (token >= place->tokens && first + token < TILES * 8u) {
+            *threadgroup_cast(uint4, staged + place->to + token * staged_stride()) =
+                make_uint4(0u, 0u, 0u, 0u);
+        }
+    }
+}
+
+// Copies the next round of x, tokens × round_columns(); columns past the last are zero.
+static inline void stage(THREAD(const GemmArgs) args, THREADGROUP(T) staged, THREAD(StagePlace) place) {
+    THREADGROUP(T) destination = staged + place->to;
+    if (place->column < args->columns) {
+        UNROLL
+        for (uint pass = 0u; pass * tokens_at_once() < TILES * 8u; ++pass) {
+            uint token = pass * tokens_at_once();
+            if (token < place->tokens) {
+                copy_async(destination + token * staged_stride(), place->source + token * args->x_stride);
             }
         }
-        source = source + tokens_at_once * args->x_stride;
-        destination = destination + tokens_at_once * staged_stride();
+    } else {
+        UNROLL
+        for (uint pass = 0u; pass * tokens_at_once() < TILES * 8u; ++pass) {
+            uint token = pass * tokens_at_once();
+            if (token < place->tokens) {
+                *threadgroup_cast(uint4, destination + token * staged_stride()) =
+                    make_uint4(0u, 0u, 0u, 0u);
+            }
+        }
     }
+    place->column += round_columns();
+    place->source = place->source + round_columns();
 }
 
 // What sums still have to be multiplied with.
