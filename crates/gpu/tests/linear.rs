@@ -261,6 +261,10 @@ fn every_shape_of_gemm_gives_the_same_product() {
         // Row groups that are no power of two, as whole waves want them.
         GemmShape { wide: true, stages: 3, ..shape(2, 1, 7, 2, 1, true) },
         GemmShape { stages: 3, ..shape(2, 2, 3, 1, 1, true) },
+        GemmShape { wide: true, ..shape(2, 1, 14, 2, 1, true) },
+        // SIMD-groups along k that are no power of two.
+        GemmShape { wide: true, ..shape(2, 2, 1, 3, 1, true) },
+        shape(2, 1, 1, 7, 1, true),
         GemmShape { splits: 3, ..shape(1, 1, 1, 1, 2, false) },
         GemmShape { wide: true, ring: 2, ..shape(1, 1, 1, 2, 1, false) },
         GemmShape { wide: true, ring: 8, ..shape(1, 2, 1, 1, 1, false) },
@@ -312,7 +316,7 @@ fn activations_of_bf16_keep_their_range() {
                     let shape = if batched {
                         batch(4, 1, 1, 1, 3)
                     } else {
-                        GemmShape::choose(device.properties(), w, count, false)
+                        GemmShape::choose(device.properties(), w, count, false, 0)
                     };
                     gemm(list, shape, w, x, y, count, e, None)
                 });

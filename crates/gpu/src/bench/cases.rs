@@ -6,9 +6,11 @@ use half::f16;
 use marlin_backend::{SamplingSettings, philox4x32};
 use marlin_formats::Format;
 use marlin_formats::fragment::{FragmentLayout, FragmentMatrix, FragmentMin, FragmentScale};
+use marlin_placement::AccessPattern;
 
 use super::{Ceilings, timing};
 use crate::ops::attention::{Attention, DecodeShape, workspace_len};
+use crate::ops::gemm_batch;
 use crate::ops::hadamard::{HadamardSize, hadamard};
 use crate::ops::kv_cache::{KV_BLOCK, KvAddressing, KvLayout, KvStorage};
 use crate::ops::linear::{Epilogue, FragmentWeights, GemmShape, gemm, gemv};
@@ -203,6 +205,8 @@ fn product(
     let most = options.tokens.iter().copied().max().unwrap_or(1);
     let x = device.upload_new("x", &random_halves(most * columns, 2))?;
     let y = device.upload_new("y", &vec![f16::ZERO; most * rows])?;
+    let room = gemm_batch::partial_room(device.properties(), &layout, most).max(1);
+    let partial = device.allocate::<f32>("partial sums", room, AccessPattern::DEVICE_ONLY)?;
     for &tokens in &options.tokens {
         for &kernel in kernels {
             if kernel == Selection::Gemv && tokens > 8 {
@@ -217,7 +221,8 @@ fn product(
                     if kernel == Selection::Gemv {
                         return gemv(list, weights, x, y, tokens, Epilogue::default());
                     }
-                    gemm(list, shape, weights, x, y, tokens, Epilogue::default(), None)
+                    let partial = (shape.splits > 1).then(|| partial.view_mut()).transpose()?;
+                    gemm(list, shape, weights, x, y, tokens, Epilogue::default(), partial)
                 })
             };
             let bytes = (layout.bytes() + 2 * tokens * (rows + columns)) as f64;
@@ -232,10 +237,10 @@ fn product(
                     ceilings.read_bytes_per_s,
                 ));
             };
-            let default = GemmShape::choose(device.properties(), &weights[0], tokens, false);
+            let default = GemmShape::choose(device.properties(), &weights[0], tokens, false, room);
             keep(measure(default)?, "");
             if options.tuned && kernel == Selection::Gemm {
-                let operands = tuning::Operands { x: &x, y: &y };
+                let operands = tuning::Operands { x: &x, y: &y, partial: &partial };
                 let best = tuning::measure(device, &weights, tokens, false, &operands)?;
                 if let Some(best) = best {
                     keep(measure(best.shape)?, &format!(", {}", best.shape));

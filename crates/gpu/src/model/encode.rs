@@ -259,7 +259,8 @@ impl<T: Activation> Encoder<'_, T> {
             return gemv(list, &weights, x, y, tokens, epilogue);
         }
         let gated = epilogue.gated.is_some();
-        let shape = self.shared.tuning.shape(properties, &weights, tokens, gated);
+        let partial = &self.memory.partial;
+        let shape = self.shared.tuning.shape(properties, &weights, tokens, gated, partial.len());
         let shared = |number: Option<usize>| number.map(|n| &self.plan.shared_norms[n]);
         let squares = |width: usize| 0..tokens * width.div_ceil(16);
         let pending = match shared(pending) {
@@ -280,7 +281,8 @@ impl<T: Activation> Encoder<'_, T> {
             _ => None,
         };
         let neighbours = Neighbours { pending, next };
-        gemm_among_others(list, shape, &weights, x, y, tokens, epilogue, None, neighbours)
+        let partial = (shape.splits > 1).then(|| partial.view_mut()).transpose()?;
+        gemm_among_others(list, shape, &weights, x, y, tokens, epilogue, partial, neighbours)
     }
 
     /// Whether a product runs on matrix fragments.

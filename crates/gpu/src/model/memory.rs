@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use marlin_backend::{BackendError, ExecutorOptions, KvFormat, Rows, SamplingSettings};
+use marlin_kernels::signature::ElementType;
 use marlin_placement::AccessPattern;
 
 use super::plan::{AttentionStep, Plan, Step};
 use super::{Activation, Shared};
 use crate::ops::attention::{DecodeShape, RowShape, workspace_len};
+use crate::ops::gemm_batch::partial_room;
 use crate::ops::kv_cache::{KV_BLOCK, KvLayout, KvStorage};
 use crate::ops::linear::SHARED_NORM_TOKENS;
 use crate::ops::sample::{SETTINGS_WORDS, SampleScratch, settings_record};
@@ -41,6 +43,8 @@ pub(super) struct Memory<T> {
     pub(super) workspace: Buffer<f32>,
     /// Squares of a norm that products share, of each 16 values.
     pub(super) squares: Buffer<f32>,
+    /// Partial sums of the products that are split between threadgroups.
+    pub(super) partial: Buffer<f32>,
     /// What the host says of a step; each step in flight has its own.
     pub(super) step: [Buffer<u32>; IN_FLIGHT],
     /// What the host reads of a step.
@@ -139,6 +143,26 @@ fn squares(plan: &Plan) -> usize {
     (SHARED_NORM_TOKENS * widths.max().unwrap_or(0)).max(1)
 }
 
+/// Floats of the partial sums of the product that has most; 1 where none is in parts.
+fn partial<T: Activation>(
+    properties: &DeviceProperties,
+    plan: &Plan,
+    options: &ExecutorOptions,
+) -> usize {
+    // f32 has no matrix fragments.
+    if T::TYPE == ElementType::F32 {
+        return 1;
+    }
+    let rooms = plan.layouts().into_iter().map(|(layout, rows)| {
+        let tokens = match rows {
+            Rows::Tokens => options.max_tokens,
+            Rows::Outputs => options.max_outputs,
+        };
+        partial_room(properties, &layout, tokens)
+    });
+    rooms.max().unwrap_or(0).max(1)
+}
+
 /// Bytes of device memory that a session takes, before it is made.
 pub(super) fn bytes<T: Activation>(
     shared: &Shared,
@@ -155,6 +179,7 @@ pub(super) fn bytes<T: Activation>(
     bytes += slot_elements(plan, options).iter().sum::<usize>() * size_of::<T>();
     bytes += 4 * workspace(shared.device.properties(), &steps, options);
     bytes += 4 * squares(plan);
+    bytes += 4 * partial::<T>(shared.device.properties(), plan, options);
     bytes += 4 * options.max_sequences * options.context;
     bytes += SampleScratch::bytes(options.max_outputs, options.max_sequences, plan.vocabulary);
     bytes += 4 * IN_FLIGHT * step_words(options, MAX_ROW_SHAPES);
@@ -249,6 +274,11 @@ impl<T: Activation> Memory<T> {
                 own,
             )?,
             squares: device.allocate("norm squares", squares(plan), own)?,
+            partial: device.allocate(
+                "partial sums",
+                partial::<T>(properties, plan, options),
+                own,
+            )?,
             step: [step(0)?, step(1)?],
             chosen: [chosen(0)?, chosen(1)?],
             ids: device.allocate("step ids", options.max_tokens, own)?,
@@ -311,7 +341,7 @@ impl<T: Activation> Memory<T> {
     pub(super) fn bytes(&self) -> u64 {
         let words = [&self.ids, &self.sampled, &self.scored, &self.history, &self.settings];
         let words = words.into_iter().chain(&self.step).chain(&self.chosen);
-        let floats = self.frequencies.iter().chain([&self.workspace, &self.squares]);
+        let floats = self.frequencies.iter().chain([&self.workspace, &self.squares, &self.partial]);
         let activations = self.activations.iter().map(Buffer::allocation);
         let caches = self.caches.iter().map(|cache| cache.buffer.allocation());
         words

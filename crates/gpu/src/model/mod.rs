@@ -30,8 +30,9 @@ use marlin_backend::{
     WeightSource,
 };
 use marlin_kernels::Element;
-use marlin_placement::{Direction, Ledger, Tally};
+use marlin_placement::{AccessPattern, Direction, Ledger, Tally};
 
+use crate::ops::gemm_batch::partial_room;
 use crate::tuning::{Operands, Product, Tuned, Tuning, measure};
 use crate::{Device, GpuError};
 use executor::GpuExecutor;
@@ -164,6 +165,11 @@ impl GpuBackend {
         let error = |e| shared.error(e);
         let x = device.upload_new("tuning x", &vec![T::zeroed(); most * columns]).map_err(error)?;
         let y = device.upload_new("tuning y", &vec![T::zeroed(); most * rows]).map_err(error)?;
+        let rooms = layouts().map(|l| partial_room(device.properties(), l, most));
+        let room = rooms.max().unwrap_or(0).max(1);
+        let partial = device
+            .allocate::<f32>("tuning partial sums", room, AccessPattern::DEVICE_ONLY)
+            .map_err(error)?;
         let all = products.len() * tokens.len();
         let mut found = Vec::new();
         let work = products.iter().flat_map(|product| tokens.iter().map(move |t| (product, *t)));
@@ -173,7 +179,7 @@ impl GpuBackend {
             if matrices[0].layout().cols % 8 != 0 || (!again && shared.tuning.knows(&product)) {
                 continue;
             }
-            let operands = Operands { x: &x, y: &y };
+            let operands = Operands { x: &x, y: &y, partial: &partial };
             found.extend(measure(device, matrices, tokens, *gated, &operands).map_err(error)?);
         }
         progress(all, all);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use marlin_backend::{
     Activation, AttentionSpec, BackendError, CacheInfo, HostBytes, LinearPart, Norm, Op, Program,
-    Tensor, Union, Weight, stacks,
+    Rows, Tensor, Union, Weight, stacks,
 };
 use marlin_formats::fragment::FragmentLayout;
 
@@ -229,6 +229,19 @@ impl Plan {
             }
         }
         Ok(bytes)
+    }
+
+    /// The layouts of single matrices of linear steps, each once, and of what rows their products are.
+    pub(super) fn layouts(&self) -> Vec<(FragmentLayout, Rows)> {
+        let mut found = Vec::new();
+        for step in &self.steps {
+            let Step::Linear { matrix, gated: None, out, .. } = step else { continue };
+            let (layout, _) = self.matrices[*matrix].layout;
+            if !found.contains(&(layout, out.rows)) {
+                found.push((layout, out.rows));
+            }
+        }
+        found
     }
 
     /// Matrix `index`, which is on the device.

@@ -133,12 +133,17 @@ impl FragmentWeights {
 
     /// Whether weights with their scales can be f16, as `gemm_batch` needs them.
     pub fn allows_batched(&self) -> bool {
-        use FragmentScale::{E4M3, F16, None, SuperBlock};
-        matches!(self.layout.scale, None | F16 | E4M3 | SuperBlock)
-            && !matches!(self.layout.min, FragmentMin::F32)
+        allows_batched(&self.layout)
     }
 
     pub(super) fn group_constant(&self) -> u32 {
         if self.layout.group == self.layout.padded_cols() { 0 } else { self.layout.group as u32 }
     }
+}
+
+/// Whether weights of `layout` with their scales can be f16.
+pub(crate) fn allows_batched(layout: &FragmentLayout) -> bool {
+    use FragmentScale::{E4M3, F16, None, SuperBlock};
+    matches!(layout.scale, None | F16 | E4M3 | SuperBlock)
+        && !matches!(layout.min, FragmentMin::F32)
 }

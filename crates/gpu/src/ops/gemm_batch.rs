@@ -1,9 +1,10 @@
 //! `gemm_batch.metal`: products with many tokens.
 
-use marlin_formats::fragment::{FragmentCode, FragmentMin};
+use marlin_formats::fragment::{FragmentCode, FragmentLayout, FragmentMin};
 use marlin_kernels::gemm_batch::{GemmBatch, GemmBatchArgs, GemmBatchConstants, GemmBatchReduce};
 use marlin_kernels::{Element, Grid, View, ViewMut};
 
+use super::fragment_weights::allows_batched;
 use super::linear::{Epilogue, FragmentWeights, GemmShape, activation, check_partial, sizes};
 use crate::{Buffer, CommandList, DeviceProperties, GpuError};
 
@@ -31,11 +32,12 @@ const fn candidate(
     Candidate { tiles, row_blocks, row_groups, k_groups, depth, stages, nanoseconds }
 }
 
-const CANDIDATES: [Candidate; 6] = [
+const CANDIDATES: [Candidate; 7] = [
     candidate([4, 1, 4, 4, 2, 4], 160.0),
     candidate([4, 1, 8, 2, 2, 4], 280.0),
     candidate([8, 1, 4, 4, 2, 3], 210.0),
     candidate([8, 1, 8, 2, 2, 3], 325.0),
+    candidate([8, 2, 8, 1, 2, 3], 610.0),
     candidate([16, 1, 8, 2, 1, 3], 500.0),
     candidate([16, 1, 16, 1, 1, 3], 900.0),
 ];
@@ -48,36 +50,97 @@ const GATED: [Candidate; 4] = [
     candidate([16, 2, 8, 1, 1, 3], 1000.0),
 ];
 
-/// The shape that takes least time by its cost on an H100: threadgroups come in waves of one for each compute unit.
+/// Nanoseconds that a split costs: another dispatch, and for each float of the parts a store and a load. On an H200.
+const SPLIT_NANOSECONDS: f32 = 2500.0;
+const PARTIAL_NANOSECONDS: f32 = 8.0 / 2900.0;
+/// Parts of k that are worth a try.
+const SPLITS: [u32; 3] = [2, 4, 8];
+/// What a split must save: estimates are no better than that.
+const SPLIT_GAIN: f32 = 0.9;
+
+/// The shape that takes least time by its cost on an H100: threadgroups come in waves of one for each compute unit. Where there are
+/// fewer, k is split if the partial sums fit `room` floats.
 pub(super) fn choose(
     properties: &DeviceProperties,
-    weights: &FragmentWeights,
+    layout: &FragmentLayout,
     tokens: usize,
     gated: bool,
+    room: usize,
 ) -> GemmShape {
-    let layout = weights.layout();
-    let time = |c: &Candidate| {
+    let units = u64::from(properties.compute_units.max(1));
+    let blocks = layout.blocks();
+    let groups = |c: &Candidate| {
         let rows = c.row_groups * if gated { 1 } else { c.row_blocks };
-        let groups = (layout.row_blocks() as u64).div_ceil(u64::from(rows))
-            * (tokens as u64).div_ceil(u64::from(8 * c.tiles));
-        groups.div_ceil(u64::from(properties.compute_units.max(1))) as f32 * c.nanoseconds
+        (layout.row_blocks() as u64).div_ceil(u64::from(rows))
+            * (tokens as u64).div_ceil(u64::from(8 * c.tiles))
+    };
+    let time = |c: &Candidate, splits: u32| {
+        let waves = (groups(c) * u64::from(splits)).div_ceil(units) as f32;
+        waves * c.nanoseconds * (blocks as f32 / splits as f32)
     };
     let candidates = if gated { &GATED[..] } else { &CANDIDATES[..] };
-    let best =
-        candidates[1..].iter().fold(&candidates[0], |a, b| if time(b) < time(a) { b } else { a });
+    let best = candidates[1..]
+        .iter()
+        .fold(&candidates[0], |a, b| if time(b, 1) < time(a, 1) { b } else { a });
+    let mut found = (best, 1, SPLIT_GAIN * time(best, 1));
+    for candidate in if gated { &[] } else { candidates } {
+        for splits in SPLITS {
+            let floats = partial_floats(layout, tokens, splits);
+            // Every part has a round for each team at least.
+            let rounds = blocks >= (splits * candidate.k_groups) as usize;
+            if groups(candidate) * u64::from(splits) > units || floats > room || !rounds {
+                continue;
+            }
+            let all =
+                time(candidate, splits) + SPLIT_NANOSECONDS + floats as f32 * PARTIAL_NANOSECONDS;
+            if all < found.2 {
+                found = (candidate, splits, all);
+            }
+        }
+    }
+    let (best, splits, _) = found;
     let light = layout.group.is_multiple_of(64) && layout.min == FragmentMin::None;
     // Registers allowing, more at a time; E2M1 takes longer to decode.
-    let deeper = light && !gated && best.tiles == 8 && layout.code == FragmentCode::Fp4;
-    shape(best, weights, if deeper { 4 } else { best.depth })
+    let deeper = light
+        && !gated
+        && best.tiles == 8
+        && best.row_blocks == 1
+        && layout.code == FragmentCode::Fp4;
+    GemmShape { splits, ..shape(best, layout, if deeper { 4 } else { best.depth }) }
 }
 
-fn shape(c: &Candidate, weights: &FragmentWeights, depth: u32) -> GemmShape {
+/// Floats of the partial sums of a product in so many parts.
+pub(super) fn partial_floats(layout: &FragmentLayout, tokens: usize, splits: u32) -> usize {
+    splits as usize * tokens * layout.rows
+}
+
+/// Floats of the partial sums that products with up to `tokens` tokens are the faster for; 0 where all are in one part.
+pub(crate) fn partial_room(
+    properties: &DeviceProperties,
+    layout: &FragmentLayout,
+    tokens: usize,
+) -> usize {
+    if !properties.multiplies_in_teams() || !allows_batched(layout) {
+        return 0;
+    }
+    // Longer prompts than that have enough threadgroups.
+    let some = (32..=512).step_by(32).take_while(|&some| some < tokens).chain([tokens]);
+    some.filter(|&some| some > 16)
+        .map(|some| match choose(properties, layout, some, false, usize::MAX).splits {
+            1 => 0,
+            splits => partial_floats(layout, some, splits),
+        })
+        .max()
+        .unwrap_or(0)
+}
+
+fn shape(c: &Candidate, layout: &FragmentLayout, depth: u32) -> GemmShape {
     GemmShape {
         tiles: c.tiles,
         row_blocks: c.row_blocks,
         row_groups: c.row_groups,
         // No more than there are blocks, as a power of two.
-        k_groups: c.k_groups.min((weights.layout().blocks() as u32).next_power_of_two()),
+        k_groups: c.k_groups.min((layout.blocks() as u32).next_power_of_two()),
         depth,
         staged: true,
         splits: 1,
@@ -94,7 +157,7 @@ pub(crate) fn candidates(weights: &FragmentWeights, gated: bool) -> Vec<GemmShap
     let candidates = if gated { &GATED[..] } else { &CANDIDATES[..] };
     let shapes = candidates.iter().flat_map(|c| {
         let depths: &[u32] = if gated || c.tiles == 16 { &[1, 2] } else { &[2, 4] };
-        depths.iter().map(|&depth| shape(c, weights, depth))
+        depths.iter().map(|&depth| shape(c, weights.layout(), depth))
     });
     // One that asks for x two rounds ahead has an even depth.
     shapes.filter(|shape| shape.stages == 3 || shape.depth > 1).collect()
@@ -221,4 +284,58 @@ pub(super) fn gemm_batch<T: Element>(
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use marlin_placement::Device as Memory;
+
+    fn hopper() -> DeviceProperties {
+        DeviceProperties {
+            name: "H200".to_owned(),
+            kind: "cuda",
+            architecture: "sm_90a".to_owned(),
+            memory: Memory::Discrete,
+            total_bytes: 141 << 30,
+            simd_width: 32,
+            max_threads: 1024,
+            threadgroup_bytes: 227 << 10,
+            compute_units: 132,
+            adoption_alignment: 4096,
+            max_buffer_bytes: 141 << 30,
+        }
+    }
+
+    fn layout(columns: usize, rows: usize) -> FragmentLayout {
+        FragmentLayout::new("int4-g128".parse().unwrap(), rows, columns, 1.0).unwrap()
+    }
+
+    #[test]
+    fn few_rows_and_many_columns_are_split_where_there_is_room() {
+        let (device, down) = (hopper(), layout(14336, 4096));
+        for tokens in [32, 64, 128] {
+            let whole = choose(&device, &down, tokens, false, 0);
+            let split = choose(&device, &down, tokens, false, usize::MAX);
+            assert_eq!(whole.splits, 1);
+            assert!(split.splits > 1, "{tokens}: {split}");
+            let needed = partial_floats(&down, tokens, split.splits);
+            assert!(needed <= partial_room(&device, &down, 128));
+            assert_eq!(choose(&device, &down, tokens, false, needed), split);
+            let smaller = choose(&device, &down, tokens, false, needed - 1);
+            assert!(smaller.splits < split.splits, "{tokens}: {smaller}");
+            assert_eq!(choose(&device, &down, tokens, true, usize::MAX).splits, 1);
+        }
+    }
+
+    #[test]
+    fn nothing_is_split_where_every_unit_has_a_threadgroup() {
+        for (columns, rows) in [(8192, 28672), (16384, 16384), (8192, 8192), (4096, 14336)] {
+            let shape = choose(&hopper(), &layout(columns, rows), 64, false, usize::MAX);
+            assert_eq!(shape.splits, 1, "{columns}×{rows}: {shape}");
+        }
+        assert_eq!(partial_room(&hopper(), &layout(14336, 4096), 16), 0);
+        let other = DeviceProperties { architecture: "sm_80".to_owned(), ..hopper() };
+        assert_eq!(partial_room(&other, &layout(14336, 4096), 512), 0);
+    }
 }

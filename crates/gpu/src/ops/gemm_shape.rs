@@ -71,7 +71,8 @@ impl fmt::Display for GemmShape {
 /// each compute unit has `share` row blocks to take.
 ///
 /// Every threadgroup takes the same, and there are as many as compute units, or a few less: what is left over
-/// after whole waves, most units wait for. All have as many SIMD-groups as there can be.
+/// after whole waves, most units wait for. One tile: all have as many SIMD-groups as there can be. Two tiles: sums of two row blocks leave
+/// registers for half as many, which load each token's fragment for both.
 fn whole_waves(tiles: u32, share: f32, gated: bool) -> (u32, u32, u32, u32, u32, u32) {
     const SIMD_GROUPS: u32 = 32;
     let most_row_groups = if tiles == 1 { 7 } else { 8 };
@@ -79,10 +80,19 @@ fn whole_waves(tiles: u32, share: f32, gated: bool) -> (u32, u32, u32, u32, u32,
     let most = if gated { most_row_groups } else { 2 * most_row_groups };
     let waves = (share / most as f32).ceil().max(1.0);
     let each = (share / waves).ceil().max(1.0) as u32;
-    let row_blocks = if !gated && each > most_row_groups { 2 } else { 1 };
-    let row_groups = each.div_ceil(row_blocks);
-    let k_groups = 1 << (SIMD_GROUPS / row_groups).ilog2();
-    (tiles, row_blocks, row_groups, k_groups.min(16), 1, 3)
+    if tiles == 1 {
+        let row_blocks = if !gated && each > most_row_groups { 2 } else { 1 };
+        let row_groups = each.div_ceil(row_blocks);
+        let k_groups = 1 << (SIMD_GROUPS / row_groups).ilog2();
+        return (tiles, row_blocks, row_groups, k_groups.min(16), 1, 3);
+    }
+    let in_pairs = !gated && each <= most_row_groups && each.is_multiple_of(2);
+    if gated || in_pairs {
+        let row_groups = if gated { each } else { each / 2 };
+        return (tiles, 2, row_groups, SIMD_GROUPS / 2 / row_groups, 1, 3);
+    }
+    let k_groups = 1 << (SIMD_GROUPS / each).ilog2();
+    (tiles, 1, each, k_groups.min(16), 1, 2)
 }
 
 impl GemmShape {
@@ -90,16 +100,18 @@ impl GemmShape {
     ///
     /// Few tokens: enough SIMD-groups along k that every compute unit has one threadgroup per 16 rows or so. More
     /// tokens: x is read once per threadgroup, so threadgroups take as many rows as leave no unit without one.
-    /// The numbers are those that were fastest on an H100 (`docs/performance.md`).
+    /// The numbers are those that were fastest on an H100 or an H200 (`docs/performance.md`). k is split between threadgroups only
+    /// where the partial sums fit `room` floats: 0 for callers that have none.
     pub fn choose(
         properties: &DeviceProperties,
         weights: &FragmentWeights,
         tokens: usize,
         gated: bool,
+        room: usize,
     ) -> Self {
         // Up to two tiles memory is the bound, and what SIMD-groups do on their own is the faster for it.
         if properties.multiplies_in_teams() && weights.allows_batched() && tokens > 16 {
-            return gemm_batch::choose(properties, weights, tokens, gated);
+            return gemm_batch::choose(properties, weights.layout(), tokens, gated, room);
         }
         let layout = weights.layout();
         let blocks = layout.blocks() as u32;
@@ -186,6 +198,18 @@ impl GemmShape {
         shape
     }
 
+    /// Whether the partial sums of a product in parts fit `room` floats.
+    pub(crate) fn fits(
+        &self,
+        weights: &FragmentWeights,
+        tokens: usize,
+        gated: bool,
+        room: usize,
+    ) -> bool {
+        let parts = self.splits * if gated { 2 } else { 1 };
+        self.splits == 1 || gemm_batch::partial_floats(weights.layout(), tokens, parts) <= room
+    }
+
     /// Bytes of threadgroup memory.
     pub fn threadgroup_bytes(&self) -> u32 {
         if self.batched {
@@ -213,6 +237,7 @@ mod tests {
                 for (tiles, gated) in [(1, false), (1, true), (2, false), (2, true)] {
                     let share = row_blocks as f32 / units as f32;
                     let (_, blocks, groups, k_groups, ..) = whole_waves(tiles, share, gated);
+                    assert!(!gated || tiles == 1 || blocks == 2);
                     let rows = groups * if gated { 1 } else { blocks };
                     let least = row_blocks.div_ceil(units);
                     let waves = row_blocks.div_ceil(rows).div_ceil(units);
@@ -221,7 +246,9 @@ mod tests {
                         waves * rows <= least + 2 * waves,
                         "{row_blocks} on {units}: {waves} of {rows}"
                     );
-                    assert!((16..=32).contains(&(groups * k_groups)), "{groups} × {k_groups}");
+                    let simd_groups = groups * k_groups;
+                    assert!((12..=32).contains(&simd_groups), "{groups} × {k_groups}");
+                    assert!(simd_groups <= 16 || tiles == 1 || blocks == 1, "registers");
                 }
             }
         }
@@ -230,11 +257,11 @@ mod tests {
     #[test]
     fn rows_of_large_models_on_132_units() {
         let shape = |tiles, rows: u32| whole_waves(tiles, rows as f32 / 16.0 / 132.0, false);
-        assert_eq!(shape(2, 28672), (2, 2, 7, 4, 1, 3));
-        assert_eq!(shape(2, 14336), (2, 1, 7, 4, 1, 3));
-        assert_eq!(shape(2, 16384), (2, 1, 8, 4, 1, 3));
+        assert_eq!(shape(2, 28672), (2, 1, 14, 2, 1, 2));
+        assert_eq!(shape(2, 14336), (2, 1, 7, 4, 1, 2));
+        assert_eq!(shape(2, 16384), (2, 2, 4, 4, 1, 3));
         assert_eq!(shape(1, 16384), (1, 2, 4, 8, 1, 3));
-        assert_eq!(shape(2, 8192), (2, 1, 4, 8, 1, 3));
-        assert_eq!(shape(2, 4096), (2, 1, 2, 16, 1, 3));
+        assert_eq!(shape(2, 8192), (2, 2, 2, 8, 1, 3));
+        assert_eq!(shape(2, 4096), (2, 2, 1, 16, 1, 3));
     }
 }

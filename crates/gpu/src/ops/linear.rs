@@ -164,7 +164,8 @@ pub fn linear<T: Element>(
 ) -> Result<(), GpuError> {
     let fragments = properties.simd_width == 32 && T::TYPE != ElementType::F32;
     if fragments && weights.layout.cols.is_multiple_of(8) {
-        let shape = GemmShape::choose(properties, weights, tokens, epilogue.gated.is_some());
+        let gated = epilogue.gated.is_some();
+        let shape = GemmShape::choose(properties, weights, tokens, gated, 0);
         gemm(list, shape, weights, x, y, tokens, epilogue, None)
     } else {
         gemv(list, weights, x, y, tokens, epilogue)

@@ -21,6 +21,8 @@ const REPETITIONS: usize = 5;
 pub(crate) struct Operands<'a, T> {
     pub(crate) x: &'a Buffer<T>,
     pub(crate) y: &'a Buffer<T>,
+    /// For products in parts; as long as the longest needs it.
+    pub(crate) partial: &'a Buffer<f32>,
 }
 
 /// The divisions that are tried: enough SIMD-groups to hide memory, no more than a threadgroup holds.
@@ -50,7 +52,7 @@ fn candidates(
         let row_groups: &[u32] = match (staged, tiles) {
             (false, _) => &[1, 2],
             // As whole waves want them.
-            (true, 1 | 2) => &[1, 2, 3, 4, 5, 6, 7, 8],
+            (true, 1 | 2) => &[1, 2, 3, 4, 5, 6, 7, 8, 14, 16],
             (true, _) => &[1, 2, 4, 8],
         };
         let depths: &[u32] = if staged { &[1, 2] } else { &[1, 2, 4] };
@@ -129,7 +131,8 @@ pub(crate) fn measure<T: Element>(
 ) -> Result<Option<Tuned>, GpuError> {
     let Some(first) = matrices.first() else { return Ok(None) };
     let properties = device.properties();
-    let default = GemmShape::choose(properties, first, tokens, gated);
+    let room = operands.partial.len();
+    let default = GemmShape::choose(properties, first, tokens, gated, room);
     let mut shapes = candidates(properties, first, tokens, gated);
     if !shapes.contains(&default) {
         shapes.push(default);
@@ -171,7 +174,8 @@ fn append<T: Element>(
     let x = operands.x.slice(0..tokens * layout.cols)?;
     let y = operands.y.slice_mut(0..tokens * layout.rows)?;
     let epilogue = Epilogue { gated: gated.then_some(Activation::Silu), ..Epilogue::default() };
-    gemm(list, shape, weights, x, y, tokens, epilogue, None)
+    let partial = (shape.splits > 1).then(|| operands.partial.view_mut()).transpose()?;
+    gemm(list, shape, weights, x, y, tokens, epilogue, partial)
 }
 
 /// Seconds of one product; `None` if the device does not run it that way.

@@ -89,19 +89,20 @@ impl Tuning {
         Self { file, shapes: RwLock::new(shapes) }
     }
 
-    /// The division of a product.
+    /// The division of a product, with room for so many partial sums.
     pub fn shape(
         &self,
         properties: &DeviceProperties,
         weights: &FragmentWeights,
         tokens: usize,
         gated: bool,
+        room: usize,
     ) -> GemmShape {
         let product = Product::new(weights, tokens, gated);
         let shapes = self.shapes.read().unwrap_or_else(PoisonError::into_inner);
         match shapes.get(&product) {
-            Some(tuned) => tuned.shape,
-            None => GemmShape::choose(properties, weights, tokens, gated),
+            Some(tuned) if tuned.shape.fits(weights, tokens, gated, room) => tuned.shape,
+            _ => GemmShape::choose(properties, weights, tokens, gated, room),
         }
     }
 
