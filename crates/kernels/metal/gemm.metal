@@ -133,7 +133,10 @@ kernel void gemm(
     uint rounds = end_round > first_round ? end_round - first_round : 0u;
     uint unit = first_round * K_GROUPS + k_group;
     // Of which this SIMD-group has a unit in so many.
-    uint count = kept(rounds - (rounds > 0u && unit + (rounds - 1u) * K_GROUPS >= units ? 1u : 0u));
+    uint count = rounds - (rounds > 0u && unit + (rounds - 1u) * K_GROUPS >= units ? 1u : 0u);
+    if (keeps_places()) {
+        count = kept(count);
+    }
 
     Stream streams[2];
     UNROLL
@@ -145,7 +148,10 @@ kernel void gemm(
         uint slot = fragment_row(lane) * 4u + fragment_quad(lane);
         streams[r].codes = codes + (row_block * sizes.blocks + unit * unit_blocks()) * (32u * code_bits()) +
                            slot * lane_words();
-        streams[r].scale = kept((row_block * sizes.groups + unit) * 8u + fragment_row(lane));
+        streams[r].scale = 0u;
+        if (scales_step()) {
+            streams[r].scale = kept((row_block * sizes.groups + unit) * 8u + fragment_row(lane));
+        }
     }
     uint round_blocks = K_GROUPS * unit_blocks();
 

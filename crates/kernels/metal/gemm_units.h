@@ -24,15 +24,22 @@ struct Fetched {
 struct Stream {
     DEVICE(const uint) codes;
     uint row_block;
-    // Index of the unit's pair of scales, where scales_step().
+    // Index of the unit's pair of scales (scales_step()).
     uint scale;
 };
 
-// Words from one lane's codes to the next one's where those are all that a block has of it; 0 where a plane of high bits follows.
-static inline uint lane_words() { return code_bits() % 4u == 0u ? 4u : code_bits() == 2u ? 2u : 0u; }
+// Whether a lane keeps where its codes and scales are and steps from one round to the next: fewer instructions, but registers, which
+// SIMD-groups with several units on their way in registers of their own have not.
+static inline bool keeps_places() { return STAGED || (RING == 0u && ROW_BLOCKS == 1u && DEPTH == 1u); }
 
-// Whether each unit has a pair of scales of its own for every row.
-static inline bool scales_step() { return GROUP == unit_blocks() * 64u; }
+// Words from one lane's codes to the next one's, where the stream's place is the lane's own; 0 where it is the block's. Where a plane of
+// high bits follows, one place does not do.
+static inline uint lane_words() {
+    return !keeps_places() ? 0u : code_bits() % 4u == 0u ? 4u : code_bits() == 2u ? 2u : 0u;
+}
+
+// Whether each unit has a pair of scales of its own for every row, whose places are kept.
+static inline bool scales_step() { return keeps_places() && GROUP == unit_blocks() * 64u; }
 
 struct Scales {
     DEVICE(const uchar) scales;
@@ -45,7 +52,9 @@ static inline void step_streams(THREAD(Stream) streams, uint blocks) {
     UNROLL
     for (uint r = 0u; r < 2u; ++r) {
         streams[r].codes = streams[r].codes + blocks * (32u * code_bits());
-        streams[r].scale += blocks / unit_blocks() * 8u;
+        if (scales_step()) {
+            streams[r].scale += blocks / unit_blocks() * 8u;
+        }
     }
 }
 
@@ -102,13 +111,14 @@ static inline uint ring_unit_words() { return ROW_BLOCKS * RING_ROW_WORDS; }
 static inline void ring_fetch(
     THREAD(const Stream) streams, uint ahead, Scales weights, THREAD(const GemmArgs) args, uint unit,
     uint lane, THREADGROUP(uint) held) {
+    uint slot = fragment_row(lane) * 4u + fragment_quad(lane);
     UNROLL
     for (uint r = 0u; r < 2u; ++r) {
         if (r < ROW_BLOCKS) {
             THREADGROUP(uint) row = held + r * RING_ROW_WORDS;
             UNROLL
             for (uint b = 0u; b < 2u; ++b) {
-                copy_async(row + b * 128u + lane * 4u, streams[r].codes + (ahead + b) * 128u);
+                copy_async(row + b * 128u + lane * 4u, streams[r].codes + (ahead + b) * 128u + slot * 4u);
             }
             if (lane < 2u) {
                 uint group = streams[r].row_block * args->groups + (GROUP == 0u ? 0u : unit * 128u / GROUP);
