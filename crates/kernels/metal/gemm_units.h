@@ -29,8 +29,11 @@ struct Stream {
 };
 
 // Whether a lane keeps where its codes and scales are and steps from one round to the next: fewer instructions, but registers, which
-// SIMD-groups with several units on their way in registers of their own have not.
-static inline bool keeps_places() { return STAGED || (RING == 0u && ROW_BLOCKS == 1u && DEPTH == 1u); }
+// SIMD-groups with several units on their way in registers of their own have not. Integers that are not staged are faster for it alone, and
+// slower among the products of a model.
+static inline bool keeps_places() {
+    return STAGED || (CODE == CODE_FP4 && RING == 0u && ROW_BLOCKS == 1u && DEPTH == 1u);
+}
 
 // Words from one lane's codes to the next one's, where the stream's place is the lane's own; 0 where it is the block's. Where a plane of
 // high bits follows, one place does not do.
