@@ -17,6 +17,7 @@
 #![allow(clippy::undocumented_unsafe_blocks, reason = "each function forwards its contract")]
 
 use std::arch::asm;
+use std::mem::MaybeUninit;
 
 use marlin_formats::tile::TILE_K;
 
@@ -86,9 +87,14 @@ impl Shapes {
 static WHOLE: Shapes = Shapes::new(32);
 static HALVES: Shapes = Shapes::new(16);
 
-/// Sixteen tokens' sums with sixteen rows.
+/// Sixteen tokens' sums with sixteen rows, once a product has stored them. (To write zeros first takes
+/// a twentieth of a prompt's time.)
 #[repr(C, align(64))]
-struct Sums([i32; PANEL * LANES]);
+struct Sums(MaybeUninit<[i32; PANEL * LANES]>);
+
+impl Sums {
+    const NONE: Self = Self(MaybeUninit::uninit());
+}
 
 /// Two products at once, so that one is computed while the other's sums are stored.
 ///
@@ -191,7 +197,7 @@ unsafe fn multiply<const HALF_BLOCKS: bool, const MIN: bool>(call: &TileCall<'_>
         let x_sums = call.x.sums.add(panel * blocks * per_block);
         // Two products a turn: two blocks, or the halves of one.
         let step = if HALF_BLOCKS { 1 } else { 2 };
-        let mut sums = [const { [const { Sums([0; PANEL * LANES]) }; 2] }; 2];
+        let mut sums = [const { [Sums::NONE; 2] }; 2];
         let mut acc = [S::splat(0.0); PANEL];
         turn::<HALF_BLOCKS>(codes, call.unpacked, 0, blocks, &mut sums[0]);
         let (mut b, mut current) = (0, 0);
@@ -258,11 +264,11 @@ unsafe fn turn<const HALF_BLOCKS: bool>(
     }
 }
 
-/// A token's sums with sixteen rows.
+/// A token's sums with sixteen rows, which must have been stored.
 #[inline(always)]
 unsafe fn load_ints(sums: &Sums, token: usize) -> <S as Simd>::F {
     use std::arch::x86_64::{_mm512_cvtepi32_ps, _mm512_load_si512};
-    unsafe { _mm512_cvtepi32_ps(_mm512_load_si512(sums.0.as_ptr().add(token * LANES).cast())) }
+    unsafe { _mm512_cvtepi32_ps(_mm512_load_si512(sums.0.as_ptr().cast::<i32>().add(token * LANES).cast())) }
 }
 
 /// Multiply-adds of the matrix unit at its best: 64 columns an instruction, operands in registers.
