@@ -6,7 +6,7 @@ use marlin_backend::Activation;
 
 use super::plan::{Combine, LinearPlan, MatrixPlan, Product, StageKind};
 use super::work::own_share;
-use super::{CpuExecutor, LOCAL_ROWS, Quantised, TOKEN_BLOCK};
+use super::{ACTIVATION_BYTES, CpuExecutor, LOCAL_ROWS, Quantised, TOKEN_BLOCK};
 use crate::kernels::float::{FloatCall, FloatScales};
 use crate::kernels::prefetch::{Ahead, prefetch_far};
 use crate::kernels::quantise::{BLOCK, PANEL, RowOut};
@@ -116,6 +116,11 @@ impl Way {
     }
 }
 
+/// Tokens of one work item, whole panels, where the input has `cols` columns.
+fn token_block(cols: usize) -> usize {
+    (ACTIVATION_BYTES / cols / PANEL * PANEL).clamp(4 * PANEL, TOKEN_BLOCK)
+}
+
 /// Rows of input in the forms that a stage's matrices want.
 struct Input<'a> {
     /// f32 rows and the distance between them.
@@ -187,7 +192,8 @@ impl CpuExecutor {
             });
             worker.barrier.wait();
         }
-        let (tiles, blocks) = (plan.tiles(), rows.div_ceil(TOKEN_BLOCK));
+        let most = token_block(plan.cols);
+        let (tiles, blocks) = (plan.tiles(), rows.div_ceil(most));
         let chunk = plan.chunk(rows);
         if local {
             self.cursors.share_dwindling(2 * stage + 1, worker.index, tiles, chunk, |range| {
@@ -199,7 +205,7 @@ impl CpuExecutor {
         self.cursors.share(2 * stage + 1, worker.index, groups * blocks, 1, |range| {
             for item in range {
                 let (group, block) = (item / blocks, item % blocks);
-                let tokens = block * TOKEN_BLOCK..rows.min((block + 1) * TOKEN_BLOCK);
+                let tokens = block * most..rows.min((block + 1) * most);
                 let tiles = group * chunk..tiles.min((group + 1) * chunk);
                 self.tiles(plan, tiles, tokens, &input, worker.index);
             }

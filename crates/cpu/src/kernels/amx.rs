@@ -268,7 +268,10 @@ unsafe fn turn<const HALF_BLOCKS: bool>(
 #[inline(always)]
 unsafe fn load_ints(sums: &Sums, token: usize) -> <S as Simd>::F {
     use std::arch::x86_64::{_mm512_cvtepi32_ps, _mm512_load_si512};
-    unsafe { _mm512_cvtepi32_ps(_mm512_load_si512(sums.0.as_ptr().cast::<i32>().add(token * LANES).cast())) }
+    unsafe {
+        let sums = sums.0.as_ptr().cast::<i32>().add(token * LANES);
+        _mm512_cvtepi32_ps(_mm512_load_si512(sums.cast()))
+    }
 }
 
 /// Multiply-adds of the matrix unit at its best: 64 columns an instruction, operands in registers.
