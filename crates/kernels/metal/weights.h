@@ -161,12 +161,14 @@ static inline uint nibble_pair(uint word, uint q) {
 
 // Pair q (0…3) of a word of E2M1 codes: sign to bit 15, exponent and mantissa to bits 9…11 (OCP Microscaling 1.0,
 // §5.3.3). The layout has them where left shifts bring them there, two pairs with one mask: NVIDIA's assembler makes
-// multiplications of such shifts, and the unit for those is less busy than the one for masks.
+// multiplications of such shifts, and the unit for those is less busy than the one for masks. The last two pairs take two
+// shifts, one for the sign, which one multiplication does as well: of what else it adds nothing carries into a bit that counts.
 static inline uint e2m1_pair(uint word, uint q) {
     if (q < 2u) {
         return (word << (3u * q)) & 0x8e008e00u;
     }
-    return and_or(word << (q - 1u), 0x80008000u, (word << (3u * q)) & 0x0e000e00u);
+    uint code = q == 2u ? word & 0x40384038u : word & 0x20072007u;
+    return (code * (q == 2u ? (1u << 6u) + (1u << 1u) : (1u << 9u) + (1u << 2u))) & 0x8e008e00u;
 }
 
 // Pair p (0…7) of row g + 8·h (h = 0, 1) as two f16 in a word, to be multiplied with code_factor().
