@@ -11,6 +11,8 @@
 // The order of calls: stage_tokens by the team, tokens_staged(), a barrier among the team,
 // team_begin(), team_multiply() once or more, team_commit(). A product is done, and its weights and tokens may change, after
 // team_wait<n>() with n commits or fewer behind it.
+//
+// A file that includes this defines TEAM_STEPS: whether the place of a step is one addition to the unit's, or computed from the start.
 
 // Elements from one granule of a token to the next.
 static inline uint granule_stride(uint tiles) { return tiles * 64u + 8u; }
@@ -27,6 +29,36 @@ static inline uint stage_place(uint tiles, uint lane) {
 static inline void stage_tokens(THREADGROUP(half) place, uint tiles, uint4 columns) {
     *threadgroup_cast(uint2, place) = make_uint2(columns.x, columns.z);
     *threadgroup_cast(uint2, place + granule_stride(tiles)) = make_uint2(columns.y, columns.w);
+}
+
+// Staged tokens as they are multiplied.
+struct TeamTokens {
+    THREADGROUP(const half) staged;
+    // The lower word of their matrix descriptor, where there are any (TEAM_STEPS).
+    uint descriptor;
+};
+
+#if defined(MARLIN_TARGET_CUDA) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
+static inline uint team_descriptor(THREADGROUP(const half) staged, uint tiles) {
+    uint at = uint(__cvta_generic_to_shared(staged));
+    return ((at & 0x3ffffu) >> 4u) | (granule_stride(tiles) * 2u >> 4u) << 16u;
+}
+#else
+static inline uint team_descriptor(THREADGROUP(const half), uint) { return 0u; }
+#endif
+
+static inline TeamTokens team_tokens(THREADGROUP(const half) staged, uint tiles) {
+    TeamTokens tokens;
+    tokens.staged = staged;
+    tokens.descriptor = team_descriptor(staged, tiles);
+    return tokens;
+}
+
+// Those `elements`, a multiple of 8, further on.
+static inline TeamTokens team_tokens_at(TeamTokens tokens, uint elements) {
+    tokens.staged = tokens.staged + elements;
+    tokens.descriptor += elements / 8u;
+    return tokens;
 }
 
 #if defined(MARLIN_TARGET_CUDA) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -46,13 +78,14 @@ template <int Pending> static inline void team_wait() {
 // format": granules are `leading`, eight tokens of one granule `stride` bytes apart; no swizzle.
 #define TEAM_MULTIPLY(E, name)                                                                          \
     static inline void team_multiply_words(                                                             \
-        THREAD(SumFragment) s, THREAD(const WeightFragment) weights, THREADGROUP(const half) staged,    \
-        uint tiles, uint step, E) {                                                                     \
+        THREAD(SumFragment) s, THREAD(const WeightFragment) weights, TeamTokens tokens, uint tiles,     \
+        uint step, E) {                                                                     \
         const uint *w = weights->pair;                                                                  \
-        uint at = uint(__cvta_generic_to_shared(staged + 2u * step * granule_stride(tiles)));           \
-        ulong leading = granule_stride(tiles) * 2u;                                                     \
+        uint low = TEAM_STEPS                                                                           \
+                       ? tokens.descriptor + step * (granule_stride(tiles) / 4u)                        \
+                       : team_descriptor(tokens.staged + 2u * step * granule_stride(tiles), tiles);     \
         ulong stride = 128u;                                                                            \
-        ulong x = ulong((at & 0x3ffffu) >> 4u) | (leading >> 4u) << 16u | (stride >> 4u) << 32u;        \
+        ulong x = ulong(low) | (stride >> 4u) << 32u;                                                   \
         if (tiles == 1u) {                                                                              \
             asm volatile(                                                                               \
                 "{ .reg .pred p; setp.ne.b32 p, 1, 0;"                                                  \
@@ -107,9 +140,9 @@ TEAM_MULTIPLY(bf16, "bf16")
 #undef TEAM_MULTIPLY
 
 static inline void team_multiply(
-    THREAD(SumFragment) sums, THREAD(const WeightFragment) weights, THREADGROUP(const half) staged,
-    uint tiles, uint step, uint) {
-    team_multiply_words(sums, weights, staged, tiles, step, Operand());
+    THREAD(SumFragment) sums, THREAD(const WeightFragment) weights, TeamTokens tokens, uint tiles,
+    uint step, uint) {
+    team_multiply_words(sums, weights, tokens, tiles, step, Operand());
 }
 #undef TEAM_SUM
 
@@ -147,14 +180,14 @@ static inline void load_staged(
 }
 
 static inline void team_multiply(
-    THREAD(SumFragment) sums, THREAD(const WeightFragment) weights, THREADGROUP(const half) staged,
-    uint tiles, uint step, uint lane) {
+    THREAD(SumFragment) sums, THREAD(const WeightFragment) weights, TeamTokens tokens, uint tiles,
+    uint step, uint lane) {
     UNROLL
     for (uint n = 0u; n < 16u; ++n) {
         if (n < tiles) {
-            TokenFragment tokens;
-            load_staged(staged, tiles, step, n, lane, &tokens);
-            multiply_accumulate(&sums[n], weights, &tokens);
+            TokenFragment here;
+            load_staged(tokens.staged, tiles, step, n, lane, &here);
+            multiply_accumulate(&sums[n], weights, &here);
         }
     }
 }

@@ -59,6 +59,8 @@ typedef T Operand;
 #include "weights.h"
 #include "fragment.h"
 #include "operands.h"
+// What one addition a step is mostly faster for; with integers or two row blocks it is as often slower.
+#define TEAM_STEPS (CODE == CODE_FP4 && ROW_BLOCKS == 1u)
 #include "fragment_team.h"
 #include "epilogue.h"
 
@@ -220,8 +222,8 @@ struct BatchSums {
 
 // sums += half a block · the staged tokens.
 static inline void multiply_half(
-    THREAD(BatchSums) sums, THREAD(const HalfBlock) weights, THREADGROUP(const half) staged,
-    uint half_index, uint lane) {
+    THREAD(BatchSums) sums, THREAD(const HalfBlock) weights, TeamTokens tokens, uint half_index,
+    uint lane) {
     team_begin();
     UNROLL
     for (uint s = 0u; s < 2u; ++s) {
@@ -229,7 +231,7 @@ static inline void multiply_half(
         for (uint r = 0u; r < 2u; ++r) {
             if (r < ROW_BLOCKS) {
                 team_multiply(
-                    sums->tile[r], &weights->step[r][s], staged, TILES, 2u * half_index + s, lane);
+                    sums->tile[r], &weights->step[r][s], tokens, TILES, 2u * half_index + s, lane);
             }
         }
     }
@@ -339,6 +341,7 @@ kernel void gemm_batch(
     DEVICE(const T) x_here = x + (ulong(first_token) * sizes.x_stride + column);
     THREADGROUP(half) staged =
         threadgroup_cast(half, scratch) + team * STAGES * staged_elements(TILES);
+    TeamTokens all_tokens = team_tokens(staged, TILES);
     Pieces ahead[2];
     load_pieces(x_here, &places, column < columns, &ahead[0]);
     stage_pieces(staged, &ahead[0], row_group, lane);
@@ -371,7 +374,7 @@ kernel void gemm_batch(
                 // This round's tokens are there, and nobody is at the round before the last any more, whose
                 // place the next round's take.
                 barrier_team(team, ROW_GROUPS * 32u);
-                THREADGROUP(const half) unit = staged + place * staged_elements(TILES);
+                TeamTokens unit = team_tokens_at(all_tokens, place * staged_elements(TILES));
                 multiply_half(&sums, &low, unit, 0u, lane);
                 place = place + 1u == STAGES ? 0u : place + 1u;
                 uint a = AHEAD == 2u ? d % 2u : 0u;

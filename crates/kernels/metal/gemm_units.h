@@ -2,6 +2,7 @@
 //
 // gemm.metal includes this, with its constants, GemmArgs and Operand in front.
 
+#define E2M1_MULTIPLIED
 #include "weights.h"
 #include "fragment.h"
 #include "operands.h"

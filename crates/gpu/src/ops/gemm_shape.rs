@@ -128,10 +128,11 @@ impl GemmShape {
             // Where all of a SIMD-group's blocks are asked for at once, nothing is left to wait for.
             1 if share <= 2.5 && units <= 32 => (1, 1, 1, 16, 2, 2),
             1 if share <= 2.5 => (1, 1, 1, 16, 1, 2),
-            // E2M1 takes more instructions to decode, and so more threads.
-            1 if share <= 5.0 && layout.code == FragmentCode::Fp4 => (1, 2, 1, 16, 1, 2),
+            // E2M1 keeps its places, for which two row blocks or two units leave no registers.
+            1 if (share <= 5.0 || share > 10.0) && layout.code == FragmentCode::Fp4 => {
+                (1, 1, 1, 8, 1, 2)
+            }
             1 if share <= 5.0 => (1, 1, 1, 8, 2, 2),
-            1 if share > 10.0 && layout.code == FragmentCode::Fp4 => (1, 1, 1, 8, 1, 2),
             1 => (1, 2, 1, 4, 2, 2),
             // Prompts: threadgroups as large as they can be, and along k only as many as leave no unit without one.
             _ if tokens > 64 && share * (tokens as f32 / 64.0) < 32.0 => (8, 2, 8, 2, 1, 4),
