@@ -144,9 +144,13 @@ fn batches_of_any_size() {
     let formats = ["q4_0", "q4_1", "q8_0", "q4_k", "q6_k", "q2_k", "nvfp4", "f16", "fp8-block"];
     for backend in backends() {
         for format in formats.map(|name| name.parse().unwrap()) {
-            for tokens in [4, 7, 8, 16, 19, 33, 64, 65, 130] {
+            for tokens in [4, 7, 8, 16, 19, 33, 64, 65, 130, 300] {
                 check(&backend, format, 33, 256, tokens);
             }
+        }
+        // Wide rows: fewer tokens to a work item.
+        for format in ["q4_0", "q6_k"].map(|name| name.parse().unwrap()) {
+            check(&backend, format, 17, 9216, 70);
         }
     }
 }
