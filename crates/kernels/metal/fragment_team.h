@@ -79,7 +79,7 @@ template <int Pending> static inline void team_wait() {
 #define TEAM_MULTIPLY(E, name)                                                                          \
     static inline void team_multiply_words(                                                             \
         THREAD(SumFragment) s, THREAD(const WeightFragment) weights, TeamTokens tokens, uint tiles,     \
-        uint step, E) {                                                                     \
+        uint step, E) {                                                                                 \
         const uint *w = weights->pair;                                                                  \
         uint low = TEAM_STEPS                                                                           \
                        ? tokens.descriptor + step * (granule_stride(tiles) / 4u)                        \

@@ -31,6 +31,16 @@ impl LinearPlan {
         }
     }
 
+    /// Most tokens of one work item, whole panels.
+    fn token_block(&self) -> usize {
+        let least = 4 * PANEL;
+        // Nothing is unpacked of floats: they gain nothing by more.
+        if self.any_float {
+            return least;
+        }
+        (ACTIVATION_BYTES / self.cols.max(1) / PANEL * PANEL).clamp(least, TOKEN_BLOCK)
+    }
+
     /// Tiles of one work item. Prefill: an item's weights stay in the second-level cache for
     /// all blocks of tokens.
     fn chunk(&self, rows: usize) -> usize {
@@ -116,11 +126,6 @@ impl Way {
     }
 }
 
-/// Tokens of one work item, whole panels, where the input has `cols` columns.
-fn token_block(cols: usize) -> usize {
-    (ACTIVATION_BYTES / cols / PANEL * PANEL).clamp(4 * PANEL, TOKEN_BLOCK)
-}
-
 /// Rows of input in the forms that a stage's matrices want.
 struct Input<'a> {
     /// f32 rows and the distance between them.
@@ -192,7 +197,7 @@ impl CpuExecutor {
             });
             worker.barrier.wait();
         }
-        let most = token_block(plan.cols);
+        let most = plan.token_block();
         let (tiles, blocks) = (plan.tiles(), rows.div_ceil(most));
         let chunk = plan.chunk(rows);
         if local {

@@ -30,8 +30,8 @@ use crate::sampler::{SamplerScratch, SequenceState};
 /// Up to so many rows a stage's input is normed and quantised by every thread for itself:
 /// cheaper than sharing the work and meeting at a barrier.
 const LOCAL_ROWS: usize = 2;
-/// Most tokens of one work item of a matrix product. Codes are unpacked, and read from memory, once an
-/// item.
+/// Most tokens of one work item of a matrix product. Weights are read from memory once an item, and for a
+/// matrix unit unpacked.
 const TOKEN_BLOCK: usize = 256;
 /// Bytes of their activations, which stay in the second-level cache while the item's weights go by; but
 /// an item has at least four panels.
